@@ -1,0 +1,3 @@
+//! The kill switch as sans-IO state machines.
+
+pub mod frame;
