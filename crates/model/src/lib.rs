@@ -23,6 +23,7 @@ pub use event::{
 };
 pub use id::{
     Actor, EnforcerId, EntityId, Id, IdError, IncidentId, IncidentNumber, OrderId, RunId,
+    named,
 };
 pub use order::{
     Destination, DestinationError, Limit, Order, OrderBody, OrderError, REASON_BYTES_MAX,
