@@ -1,1 +1,42 @@
-//! Placeholder.
+//! The HTTP API as types: what each request and answer holds, and a client that speaks it.
+//!
+//! Fields are only ever added; a request with a field that is not known is refused with a
+//! suggestion, so that a misspelt `until` cannot pass for a halt without end. The frames of the
+//! enforcers' stream are in `killswitch::frame`, beside the state machines that speak them.
+
+mod client;
+mod event;
+mod halt;
+mod incident;
+mod problem;
+mod run;
+mod status;
+mod token;
+
+pub use client::{Client, ClientError};
+pub use event::{
+    Allowlist, AllowlistSuggestion, IngestReport, Rejected, SqlColumn, SqlRequest, SqlTable,
+};
+pub use halt::{
+    BlockRequest, Durable, EnforcerProgress, HaltAccepted, HaltRequest, HaltState, HaltStatus,
+    HaltSummary, KillSwitchState, ReleaseAccepted, ReleaseRequest,
+};
+pub use incident::{
+    AssignRequest, CloseRequest, EvidenceAccepted, IncidentOpened, IncidentSummary, NoteRequest,
+    OpenIncidentRequest,
+};
+pub use problem::Problem;
+pub use run::{ApproveRequest, RunStep, RunSummary};
+pub use status::{EnforcerStatus, Health, Status};
+pub use token::{
+    CredentialMinted, CredentialRequest, Role, RoleError, TokenMinted, TokenRequest, TokenSummary,
+};
+
+/// Header that carries the client's id of a request that must not be done twice.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// Largest body of a request, except of events and evidence, in bytes.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Largest body of `POST /v1/events`, in bytes.
+pub const EVENTS_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Largest evidence item, in bytes.
+pub const EVIDENCE_BYTES_MAX: usize = 512 * 1024 * 1024;

@@ -1,0 +1,253 @@
+//! The client that the commands use.
+
+use std::{sync::Arc, time::Duration};
+
+use estoppel_model::{IncidentId, OrderId, RunId, Secret};
+use serde::{Serialize, de::DeserializeOwned};
+use url::Url;
+
+use crate::{
+    Allowlist, AllowlistSuggestion, ApproveRequest, AssignRequest, BlockRequest, CloseRequest,
+    CredentialMinted, CredentialRequest, EvidenceAccepted, HaltAccepted, HaltRequest, HaltStatus,
+    IncidentOpened, IncidentSummary, IngestReport, KillSwitchState, NoteRequest,
+    OpenIncidentRequest, Problem, ReleaseAccepted, ReleaseRequest, RunSummary, SqlRequest,
+    SqlTable, Status, TokenMinted, TokenRequest, TokenSummary,
+};
+
+/// How long a request may take, connecting included.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Speaks to one server. Cloning shares the connections.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    token: Arc<Secret<String>>,
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The server's address cannot be used.
+    #[error("`{url}` is not a server's address: expected http://HOST:PORT or https://HOST:PORT")]
+    Url {
+        /// What was given.
+        url: String,
+    },
+    /// No answer came.
+    #[error("no answer from {url}")]
+    Unreachable {
+        /// The server's address.
+        url: Url,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// The server refused.
+    #[error("{0}")]
+    Refused(Box<Problem>),
+    /// The answer is not what this version of the client understands.
+    #[error("{url} gave an answer that this version does not understand (status {status})")]
+    Answer {
+        /// The address that was asked.
+        url: Url,
+        /// The answer's status.
+        status: u16,
+    },
+}
+
+impl Client {
+    /// A client of the server at `url`.
+    ///
+    /// # Errors
+    /// When `url` is no HTTP address.
+    pub fn new(url: &str, token: Secret<String>) -> Result<Self, ClientError> {
+        // Already set is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let error = || ClientError::Url { url: url.to_owned() };
+        let base: Url = url.parse().map_err(|_| error())?;
+        if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
+            return Err(error());
+        }
+        let http = reqwest::Client::builder()
+            .timeout(TIMEOUT)
+            .connect_timeout(Duration::from_secs(5))
+            .redirect(reqwest::redirect::Policy::none())
+            // A proxy for agents must not stand between an operator and the kill switch.
+            .no_proxy()
+            .build()
+            .map_err(|_| error())?;
+        Ok(Self { http, base, token: Arc::new(token) })
+    }
+
+    /// The server's address.
+    pub fn url(&self) -> &Url {
+        &self.base
+    }
+
+    async fn send(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<reqwest::Response, ClientError> {
+        let unreachable = |source| ClientError::Unreachable { url: self.base.clone(), source };
+        let response =
+            request.bearer_auth(self.token.expose()).send().await.map_err(unreachable)?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let url = response.url().clone();
+        match response.json::<Problem>().await {
+            Ok(problem) => Err(ClientError::Refused(Box::new(problem))),
+            Err(_) => Err(ClientError::Answer { url, status: status.as_u16() }),
+        }
+    }
+
+    fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
+        let mut url = self.base.clone();
+        let (path, query) =
+            path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        url.set_path(path);
+        url.set_query(query);
+        self.http.request(method, url)
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<T, ClientError> {
+        let response = self.send(request).await?;
+        let (url, status) = (response.url().clone(), response.status().as_u16());
+        response.json().await.map_err(|_| ClientError::Answer { url, status })
+    }
+
+    /// Asks for JSON at `path`.
+    ///
+    /// # Errors
+    /// When no answer comes, the server refuses, or the answer is not a `T`.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.json(self.request(reqwest::Method::GET, path)).await
+    }
+
+    /// Posts JSON to `path`.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        self.json(self.request(reqwest::Method::POST, path).json(body)).await
+    }
+
+    /// Asks for text at `path`, such as a report.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn text(&self, path: &str) -> Result<String, ClientError> {
+        let response = self.send(self.request(reqwest::Method::GET, path)).await?;
+        let (url, status) = (response.url().clone(), response.status().as_u16());
+        response.text().await.map_err(|_| ClientError::Answer { url, status })
+    }
+
+    /// `POST /v1/events` with a body of JSON lines or an array, as it stands.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn events(&self, body: Vec<u8>) -> Result<IngestReport, ClientError> {
+        self.json(self.request(reqwest::Method::POST, "/v1/events").body(body)).await
+    }
+
+    /// Keeps the content of an evidence item.
+    ///
+    /// # Errors
+    /// As [`Client::get`]; also when the content's hash is not `sha256`.
+    pub async fn put_evidence(&self, sha256: &str, content: Vec<u8>) -> Result<(), ClientError> {
+        let request = self.request(reqwest::Method::PUT, &format!("/v1/evidence/{sha256}"));
+        self.send(request.body(content)).await.map(drop)
+    }
+
+    /// Sets the allowlist.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn set_allowlist(&self, allowlist: &Allowlist) -> Result<Allowlist, ClientError> {
+        self.json(self.request(reqwest::Method::PUT, "/v1/allowlist").json(allowlist)).await
+    }
+
+    /// Revokes a token.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn revoke_token(&self, id: uuid::Uuid) -> Result<(), ClientError> {
+        self.send(self.request(reqwest::Method::DELETE, &format!("/v1/tokens/{id}")))
+            .await
+            .map(drop)
+    }
+}
+
+/// Methods that are one request each.
+macro_rules! endpoints {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) $(body $body:ident: $body_type:ty)? => $answer:ty, $verb:ident $path:literal;)*) => {
+        /// The endpoints that are one request with one answer.
+        ///
+        /// # Errors
+        /// Each: when no answer comes, the server refuses, or the answer is not understood.
+        impl Client {
+            $(
+                $(#[$doc])*
+                ///
+                /// # Errors
+                /// As [`Client::get`].
+                pub async fn $name(&self, $($arg: $type,)* $($body: &$body_type)?) -> Result<$answer, ClientError> {
+                    self.$verb(&format!($path) $(, $body)?).await
+                }
+            )*
+        }
+    };
+}
+
+endpoints! {
+    /// Halts a scope.
+    halt() body request: HaltRequest => HaltAccepted, post "/kill-switch";
+    /// Releases halts.
+    release() body request: ReleaseRequest => ReleaseAccepted, post "/kill-switch/release";
+    /// Asks whether a scope (percent-encoded) is halted.
+    kill_switch(scope: &str) => KillSwitchState, get "/kill-switch?scope={scope}";
+    /// Asks how far a halt has been carried out.
+    halt_status(id: OrderId) => HaltStatus, get "/v1/halts/{id}";
+    /// Blocks a destination.
+    block() body request: BlockRequest => HaltAccepted, post "/v1/blocks";
+    /// Runs a query.
+    sql() body request: SqlRequest => SqlTable, post "/v1/sql";
+    /// Asks for the allowlist.
+    allowlist() => Allowlist, get "/v1/allowlist";
+    /// Asks where agents went while egress was learned.
+    allowlist_suggestions() => Vec<AllowlistSuggestion>, get "/v1/allowlist/suggest";
+    /// Opens an incident.
+    open_incident() body request: OpenIncidentRequest => IncidentOpened, post "/v1/incidents";
+    /// Lists the incidents.
+    incidents() => Vec<IncidentSummary>, get "/v1/incidents";
+    /// Asks for all that is known of an incident, by its number or id.
+    incident(id: &str) => serde_json::Value, get "/v1/incidents/{id}";
+    /// Writes a note into an incident.
+    note(id: &str) body request: NoteRequest => serde_json::Value, post "/v1/incidents/{id}/notes";
+    /// Assigns an incident.
+    assign(id: &str) body request: AssignRequest => serde_json::Value, post "/v1/incidents/{id}/assign";
+    /// Closes an incident.
+    close(id: &str) body request: CloseRequest => serde_json::Value, post "/v1/incidents/{id}/close";
+    /// Adds a manifest of evidence to an incident.
+    add_evidence(id: IncidentId) body manifest: serde_json::Value => EvidenceAccepted, post "/v1/incidents/{id}/evidence";
+    /// Lists the runs of playbooks.
+    runs() => Vec<RunSummary>, get "/v1/runs";
+    /// Lets a run begin, or declines it.
+    approve(id: RunId) body request: ApproveRequest => RunSummary, post "/v1/runs/{id}/approve";
+    /// Asks how the server and its enforcers are.
+    status() => Status, get "/v1/status";
+    /// Mints a token.
+    mint_token() body request: TokenRequest => TokenMinted, post "/v1/tokens";
+    /// Lists the tokens.
+    tokens() => Vec<TokenSummary>, get "/v1/tokens";
+    /// Mints a credential for a gateway.
+    mint_credential() body request: CredentialRequest => CredentialMinted, post "/v1/gateway/credentials";
+}
