@@ -8,10 +8,12 @@
 mod clock;
 mod event;
 mod id;
+pub mod journal;
 mod order;
 mod record;
 mod scope;
 mod secret;
+mod severity;
 pub mod text;
 mod untrusted;
 mod version;
@@ -22,8 +24,7 @@ pub use event::{
     NetworkEvent, ReceivedEvent,
 };
 pub use id::{
-    Actor, EnforcerId, EntityId, Id, IdError, IncidentId, IncidentNumber, OrderId, RunId,
-    named,
+    Actor, EnforcerId, EntityId, Id, IdError, IncidentId, IncidentNumber, OrderId, RunId, named,
 };
 pub use order::{
     Destination, DestinationError, Limit, Order, OrderBody, OrderError, REASON_BYTES_MAX,
@@ -32,5 +33,6 @@ pub use order::{
 pub use record::{NewRecord, Record, RecordKind};
 pub use scope::{Kind, PluginRef, Scope, ScopeError, ScopeSet, Subject};
 pub use secret::Secret;
+pub use severity::Severity;
 pub use untrusted::Untrusted;
 pub use version::{Version, VersionRange, VersionRangeError};
