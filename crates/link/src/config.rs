@@ -1,0 +1,66 @@
+//! What a link is started with, and why it cannot be.
+
+use std::path::PathBuf;
+
+use estoppel_killswitch::frame::EnforcerKind;
+use estoppel_model::{Secret, Subject};
+use url::Url;
+
+/// What an enforcer does while its lease is over: the owner's choice, shown in `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnLost {
+    /// Refuse everything until a server answers again.
+    #[default]
+    Refuse,
+    /// Go on by the orders that are known. A halt given meanwhile is not seen.
+    Allow,
+}
+
+/// What a [`crate::Link`] is started with.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    /// Addresses of servers of one deployment, such as `http://127.0.0.1:7600`; tried in turn.
+    pub servers: Vec<Url>,
+    /// The enforcer's token.
+    pub token: Secret<String>,
+    /// Which enforcement point.
+    pub kind: EnforcerKind,
+    /// A name for people, such as the host's.
+    pub name: String,
+    /// The subjects that it enforces, where it knows them beforehand; empty: whatever it meets.
+    pub subjects: Vec<Subject>,
+    /// Folder for the orders, the server's key and the spool over a restart; `None`: memory only.
+    pub state_dir: Option<PathBuf>,
+    /// What to do while the lease is over.
+    pub on_lost: OnLost,
+    /// What on this machine limits what it can do, in words, such as `no cgroup v2`.
+    pub gaps: Vec<String>,
+}
+
+/// Why a link cannot be started or used.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// There must be a server to connect to.
+    #[error("no server is given: set ESTOPPEL_URL, such as http://127.0.0.1:7600")]
+    NoServer,
+    /// An address that is not a server's.
+    #[error("server `{url}`: write http://HOST:PORT or https://HOST:PORT")]
+    ServerUrl {
+        /// The address.
+        url: String,
+    },
+    /// The token cannot be sent.
+    #[error("the token holds characters that a header must not: copy it again")]
+    Token,
+    /// The state folder cannot be used.
+    #[error("state folder `{path}`: {source}")]
+    StateDir {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
+    /// The operating system gave no random bytes for a key.
+    #[error("no random bytes for the enforcer's key")]
+    Random(#[source] getrandom::Error),
+}
