@@ -37,8 +37,24 @@ pub struct RunStarted {
     pub inputs: BTreeMap<String, String>,
     /// Whether it has effects.
     pub mode: Mode,
+    /// Whether it waits for a person's decision before its first step.
+    #[serde(default)]
+    pub asks: bool,
     /// Who started it.
     pub by: Actor,
+}
+
+/// A person let a run that asks begin, or declined it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunDecided {
+    /// The run.
+    pub run: RunId,
+    /// Whether it may begin.
+    pub approve: bool,
+    /// Who.
+    pub by: Actor,
+    /// Why.
+    pub reason: String,
 }
 
 /// A step is about to be executed.
@@ -152,6 +168,8 @@ pub enum RunOutcome {
     Indeterminate,
     /// Some step failed.
     Failed,
+    /// A person declined it before its first step.
+    Declined,
 }
 
 /// A run ended.
@@ -182,6 +200,8 @@ macro_rules! journalled {
 }
 
 journalled!(RunStarted, "run.started", |it, _at| format!("run/{}/started", it.run));
+// The first decision stands.
+journalled!(RunDecided, "run.decided", |it, _at| format!("run/{}/decided", it.run));
 journalled!(StepIntent, "step.intent", |it, _at| format!(
     "run/{}/{}/{}/intent",
     it.run, it.index, it.attempt

@@ -33,6 +33,6 @@ pub use order::{
 pub use record::{NewRecord, Record, RecordKind};
 pub use scope::{Kind, PluginRef, Scope, ScopeError, ScopeSet, Subject};
 pub use secret::Secret;
-pub use severity::Severity;
+pub use severity::{Severity, SeverityError};
 pub use untrusted::Untrusted;
 pub use version::{Version, VersionRange, VersionRangeError};

@@ -1,6 +1,10 @@
 //! How bad something is: one scale for detections, incidents and pages.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
+
+use crate::text::quoted;
 
 /// How bad something is, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -25,6 +29,24 @@ impl Severity {
             Self::High => "high",
             Self::Critical => "critical",
         }
+    }
+}
+
+/// The text is no severity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text} is not a severity: write `critical`, `high`, `medium` or `low`")]
+pub struct SeverityError {
+    text: String,
+}
+
+impl FromStr for Severity {
+    type Err = SeverityError;
+
+    fn from_str(text: &str) -> Result<Self, SeverityError> {
+        [Self::Low, Self::Medium, Self::High, Self::Critical]
+            .into_iter()
+            .find(|severity| severity.as_str() == text)
+            .ok_or_else(|| SeverityError { text: quoted(text) })
     }
 }
 
