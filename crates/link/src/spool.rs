@@ -28,6 +28,8 @@ use frame::Frames;
 /// A segment that has reached this size is followed by a new one.
 const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 const SUFFIX: &str = "events";
+/// Room beyond the bound, for the report on events that found none.
+const RESERVE_BYTES: u64 = 64 * 1024;
 
 /// An event as it is sent: one line of JSON without a line feed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +66,15 @@ impl Loss {
             to: self.to.max(other.to),
         }
     }
+}
+
+/// How far an append may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Up to the bound.
+    Usual,
+    /// A little beyond: what is appended reports that the bound was reached.
+    Reserve,
 }
 
 /// Why the spool's folder cannot be used.
@@ -156,8 +167,11 @@ impl Spool {
         let mut segments = Vec::new();
         for entry in fs::read_dir(dir).map_err(io)? {
             let entry = entry.map_err(io)?;
-            if let Some(first) = segment_number(&entry.path()) {
-                segments.push(Segment { first, bytes: entry.metadata().map_err(io)?.len() });
+            let Some(first) = segment_number(&entry.path()) else { continue };
+            match entry.metadata().map_err(io)?.len() {
+                // The process ended between making the file and writing to it.
+                0 => fs::remove_file(entry.path()).map_err(io)?,
+                bytes => segments.push(Segment { first, bytes }),
             }
         }
         segments.sort_unstable_by_key(|segment| segment.first);
@@ -175,7 +189,7 @@ impl Spool {
             _lock: lock,
         };
         if let Some(newest) = spool.segments.back() {
-            let content = fs::read(spool.path(newest.first)).map_err(io)?;
+            let content = fs::read(path(&spool.dir, newest.first)).map_err(io)?;
             let mut frames = Frames::new(&content, 0);
             let last = frames.by_ref().map(|frame| frame.number).max();
             let after = last.map_or(newest.first, |last| last + 1);
@@ -190,8 +204,9 @@ impl Spool {
     ///
     /// # Errors
     /// When writing or syncing fails; none of the events is kept then.
-    pub(crate) fn append(&mut self, lines: &[Line]) -> io::Result<usize> {
-        let mut room = self.bytes_max.saturating_sub(self.bytes());
+    pub(crate) fn append(&mut self, lines: &[Line], room: Room) -> io::Result<usize> {
+        let reserve = if room == Room::Reserve { RESERVE_BYTES } else { 0 };
+        let mut room = (self.bytes_max + reserve).saturating_sub(self.bytes());
         let mut buffer = Vec::new();
         let mut kept = 0;
         for (line, number) in lines.iter().zip(self.next_append..) {
@@ -229,7 +244,7 @@ impl Spool {
                     // What is read grows no more.
                     self.writer = None;
                 }
-                match fs::read(self.path(first)) {
+                match fs::read(path(&self.dir, first)) {
                     Ok(mut content) => {
                         content.truncate(usize::try_from(bytes).unwrap_or(usize::MAX));
                         self.reading = Some(Reading { content, at_byte: 0 });
@@ -281,10 +296,6 @@ impl Spool {
         self.segments.is_empty()
     }
 
-    fn path(&self, first: u64) -> PathBuf {
-        self.dir.join(format!("{first:020}.{SUFFIX}"))
-    }
-
     fn write(&mut self, buffer: &[u8]) -> io::Result<()> {
         if self.segments.back().is_some_and(|newest| newest.bytes >= SEGMENT_BYTES) {
             self.writer = None;
@@ -292,7 +303,7 @@ impl Spool {
         let writer = match &mut self.writer {
             Some(writer) => writer,
             closed @ None => {
-                let path = self.dir.join(format!("{:020}.{SUFFIX}", self.next_append));
+                let path = path(&self.dir, self.next_append);
                 let file =
                     fs::OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path)?;
                 if let Err(error) = File::open(&self.dir).and_then(|dir| dir.sync_all()) {
@@ -319,7 +330,7 @@ impl Spool {
                 if newest.bytes == 0 {
                     let first = newest.first;
                     self.segments.pop_back();
-                    let _ = fs::remove_file(self.path(first));
+                    let _ = fs::remove_file(path(&self.dir, first));
                 }
                 Err(error)
             }
@@ -373,7 +384,7 @@ impl Spool {
             self.lose(Some(Loss { events, from: at, to: at }));
         }
         self.next_deliver = end;
-        if let Err(error) = fs::remove_file(self.path(segment.first)) {
+        if let Err(error) = fs::remove_file(path(&self.dir, segment.first)) {
             tracing::warn!(%error, segment = segment.first, "a delivered segment cannot be deleted");
         }
     }
@@ -388,6 +399,10 @@ impl Spool {
 
 fn reading_is_over(reading: Option<&Reading>) -> bool {
     reading.is_some_and(|reading| reading.at_byte >= reading.content.len())
+}
+
+fn path(dir: &Path, first: u64) -> PathBuf {
+    dir.join(format!("{first:020}.{SUFFIX}"))
 }
 
 fn segment_number(path: &Path) -> Option<u64> {
