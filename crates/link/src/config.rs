@@ -6,6 +6,8 @@ use estoppel_killswitch::frame::EnforcerKind;
 use estoppel_model::{Secret, Subject};
 use url::Url;
 
+use crate::upload::{EventBuffer, UploadError};
+
 /// What an enforcer does while its lease is over: the owner's choice, shown in `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnLost {
@@ -35,6 +37,8 @@ pub struct LinkConfig {
     pub on_lost: OnLost,
     /// What on this machine limits what it can do, in words, such as `no cgroup v2`.
     pub gaps: Vec<String>,
+    /// How many events are held while no server answers.
+    pub events: EventBuffer,
 }
 
 /// Why a link cannot be started or used.
@@ -60,6 +64,9 @@ pub enum LinkError {
         /// What is wrong.
         source: std::io::Error,
     },
+    /// Events cannot be sent.
+    #[error(transparent)]
+    Events(#[from] UploadError),
     /// The operating system gave no random bytes for a key.
     #[error("no random bytes for the enforcer's key")]
     Random(#[source] getrandom::Error),
