@@ -1,0 +1,39 @@
+//! The small files beside the database: replaced whole, never in part.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::Path,
+};
+
+use crate::LedgerError;
+
+/// Replaces a file's content so that a reader, and a crash, sees the old or the new, never a part.
+pub(crate) fn replace(path: &Path, content: &[&[u8]]) -> Result<(), LedgerError> {
+    let new = path.with_extension("new");
+    let mut file = File::create(&new).map_err(LedgerError::file("create", &new))?;
+    for part in content {
+        file.write_all(part).map_err(LedgerError::file("write", &new))?;
+    }
+    file.sync_all().map_err(LedgerError::file("sync", &new))?;
+    fs::rename(&new, path).map_err(LedgerError::file("rename into", path))?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Creates a folder, and its name durably with it.
+pub(crate) fn create_dir(dir: &Path) -> Result<(), LedgerError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir).map_err(LedgerError::file("create", dir))?;
+    match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+        _ => Ok(()),
+    }
+}
+
+fn sync_dir(dir: &Path) -> Result<(), LedgerError> {
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(LedgerError::file("sync the folder", dir))
+}
