@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use estoppel_model::{EnforcerId, IncidentId, OrderId, SignedOrder, Subject, Timestamp};
+use estoppel_model::{EnforcerId, EntityId, IncidentId, OrderId, SignedOrder, Subject, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -18,6 +18,10 @@ pub const PROTOCOL: u16 = 1;
 pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most orders of one frame; more are sent in several.
 pub const ORDERS_PER_FRAME_MAX: usize = 1_000;
+/// Most ids of one [`ToServer::Have`], where they fall into several buckets.
+pub const IDS_PER_FRAME_MAX: usize = 50_000;
+/// Longest text of an order, in bytes.
+pub const ORDER_BYTES_MAX: usize = 256 * 1024;
 
 /// Which enforcement point an enforcer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -73,6 +77,9 @@ pub struct Welcome {
     pub protocol: u16,
     /// The server's Ed25519 public key in hex; an enforcer keeps the first that it saw.
     pub key: String,
+    /// The tenant that the enforcer's token is bound to; orders that it gives carry it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<EntityId>,
     /// How long a lease is.
     pub lease_ms: u64,
     /// How often to ping.
@@ -96,6 +103,9 @@ pub enum ToServer {
     Have {
         /// Bucket → ids.
         buckets: BTreeMap<u8, Vec<OrderId>>,
+        /// More such frames follow: a large set is listed in several.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
     },
     /// Orders that the server lacks.
     Orders {
@@ -224,6 +234,30 @@ pub struct Action {
     pub subject: Subject,
     /// What to do.
     pub verb: Verb,
+}
+
+/// Splits orders into frames' worth, by count and by bytes.
+pub(crate) fn batches(orders: impl IntoIterator<Item = SignedOrder>) -> Vec<Vec<SignedOrder>> {
+    let mut batches: Vec<Vec<SignedOrder>> = Vec::new();
+    let mut bytes = 0;
+    for order in orders {
+        // An order's text is quoted once more in the frame, which at most doubles it: control
+        // characters are escapes in it already.
+        let size = 2 * order.order.len() + order.key.len() + order.signature.len() + 64;
+        match batches.last_mut() {
+            Some(last)
+                if last.len() < ORDERS_PER_FRAME_MAX && bytes + size <= FRAME_BYTES_MAX / 2 =>
+            {
+                last.push(order);
+                bytes += size;
+            }
+            _ => {
+                batches.push(vec![order]);
+                bytes = size;
+            }
+        }
+    }
+    batches
 }
 
 /// What a host can do to the processes of a subject.

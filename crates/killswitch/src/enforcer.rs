@@ -1,0 +1,544 @@
+//! The enforcer's side of the stream.
+//!
+//! [`Enforcer::step`] takes what happened and returns what to do, in this order: publish the new
+//! verdicts first, then send. So a confirmation that new work is refused is true when it leaves.
+//!
+//! What it holds to: orders are only added, those of the server's key that it saw first, and halts
+//! of its own key. Without a lease it refuses; the lease grows only by answers to its own pings,
+//! which it sends when its orders are in step. A validly signed order that it does not understand
+//! refuses its scope.
+
+mod confirmations;
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use estoppel_model::{
+    Boottime, EnforcerId, EntityId, Order, OrderBody, OrderId, SignedOrder, Subject,
+};
+
+use self::confirmations::Confirmations;
+use crate::{
+    Audience, Insert, Lease, Now, OrderSet, Signatures, Verdicts,
+    frame::{
+        self, Action, EnforcerKind, Hello, IDS_PER_FRAME_MAX, Outcome, PROTOCOL, Settlement,
+        ToEnforcer, ToServer, Welcome,
+    },
+};
+
+/// Outcomes that are said again after a reconnect.
+const OUTCOMES_MAX: usize = 64;
+/// Shortest time between pings, whatever a server asks for.
+const PING_MIN: Duration = Duration::from_millis(20);
+/// How long a server may be silent before its first answer.
+const GREETING_MAX: Duration = Duration::from_secs(5);
+
+/// Who an enforcer is.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    /// Made at its start, kept over reconnects.
+    pub id: EnforcerId,
+    /// Which enforcement point.
+    pub kind: EnforcerKind,
+    /// A name for people.
+    pub name: String,
+    /// The subjects that it enforces, where it knows them beforehand.
+    pub subjects: Vec<Subject>,
+    /// Its own public key, lower-case hex.
+    pub key: String,
+    /// What limits what it can do, in words.
+    pub gaps: Vec<String>,
+}
+
+/// What an enforcer keeps over a restart. It can only add halts.
+#[derive(Debug, Clone, Default)]
+pub struct Kept {
+    /// The server's key that it saw first.
+    pub server_key: Option<String>,
+    /// The tenant that its token is bound to.
+    pub tenant: Option<EntityId>,
+    /// The last checkpoint that it saw.
+    pub checkpoint: Option<String>,
+    /// Its orders.
+    pub orders: Vec<SignedOrder>,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// A connection to a server stands.
+    Connected,
+    /// It is gone.
+    Disconnected,
+    /// A frame came.
+    Frame(ToEnforcer),
+    /// Time passed; due at [`Enforcer::next_tick`].
+    Tick,
+    /// Work in flight that an order reaches has ended here.
+    Settled {
+        /// The order.
+        order: OrderId,
+        /// What settling came to.
+        settlement: Settlement,
+    },
+    /// An action came to this.
+    Outcome(Outcome),
+    /// A halt was given on this host, signed with the enforcer's own key.
+    Local(SignedOrder),
+}
+
+/// What to do about it, in order.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    /// Let the enforcement code see [`Enforcer::verdicts`] and [`Enforcer::lease_until`] as they are now.
+    Publish,
+    /// Send a frame on the connection.
+    Send(ToServer),
+    /// An order came into force: cut what it reaches.
+    Ordered(Arc<Order>),
+    /// These orders ended.
+    Released {
+        /// Those that were in force until now.
+        orders: Vec<OrderId>,
+    },
+    /// Do this once.
+    Act(Box<Action>),
+    /// The lease is over.
+    LeaseLost,
+    /// A lease holds again, or for the first time.
+    LeaseRegained,
+    /// The orders are in step with the server's.
+    InSync,
+    /// Keep this over a restart.
+    Keep(Keep),
+    /// End the connection.
+    Disconnect {
+        /// Why, for people.
+        reason: String,
+    },
+    /// What came was not taken; it changed nothing.
+    Rejected {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// One thing to keep over a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keep {
+    /// The server's key.
+    ServerKey(String),
+    /// The tenant that the token is bound to; it replaces the one before.
+    Tenant(Option<EntityId>),
+    /// The last checkpoint; it replaces the one before.
+    Checkpoint(String),
+    /// An order.
+    Order(SignedOrder),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Disconnected,
+    /// The hello is sent.
+    Greeting,
+    /// The welcome came; the orders are not yet in step.
+    Syncing,
+    InSync,
+}
+
+/// An enforcer's state.
+pub struct Enforcer {
+    profile: Profile,
+    signatures: Box<dyn Signatures>,
+    server_key: Option<String>,
+    tenant: Option<EntityId>,
+    checkpoint: Option<String>,
+    orders: OrderSet,
+    lease: Lease,
+    /// Whether `LeaseLost` was said last.
+    lost: bool,
+    phase: Phase,
+    synced_before: bool,
+    lease_duration: Duration,
+    ping_every: Duration,
+    next_ping: Boottime,
+    heard_at: Boottime,
+    confirmations: Confirmations,
+    outcomes: VecDeque<Outcome>,
+    /// Kept orders, which count as arrived with the first step.
+    restored: Vec<Arc<Order>>,
+}
+
+impl std::fmt::Debug for Enforcer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Enforcer")
+            .field("id", &self.profile.id)
+            .field("phase", &self.phase)
+            .field("orders", &self.orders.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Enforcer {
+    /// An enforcer that starts, and for how many of the kept orders the signature was wrong: those
+    /// are left out, and whoever kept them should be doubted.
+    pub fn new(profile: Profile, signatures: Box<dyn Signatures>, kept: Kept) -> (Self, usize) {
+        let Kept { server_key, tenant, checkpoint, orders } = kept;
+        let mut this = Self {
+            profile,
+            signatures,
+            server_key,
+            tenant,
+            checkpoint,
+            orders: OrderSet::default(),
+            lease: Lease::default(),
+            lost: true,
+            phase: Phase::Disconnected,
+            synced_before: false,
+            lease_duration: Duration::ZERO,
+            ping_every: GREETING_MAX,
+            next_ping: Boottime::default(),
+            heard_at: Boottime::default(),
+            confirmations: Confirmations::default(),
+            outcomes: VecDeque::new(),
+            restored: Vec::new(),
+        };
+        let mut wrong = 0;
+        for signed in orders {
+            if this.may_take(&signed).is_err() || this.orders.insert_or_refuse(signed).is_err() {
+                wrong += 1;
+            }
+        }
+        this.restored = this.orders.in_force().cloned().collect();
+        (this, wrong)
+    }
+
+    /// Takes what happened and returns what to do, in order.
+    pub fn step(&mut self, input: Input, now: Now) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for order in std::mem::take(&mut self.restored) {
+            self.confirmations.arrived(&order, now);
+            effects.push(Effect::Ordered(order));
+        }
+        match input {
+            Input::Connected => self.connected(now, &mut effects),
+            Input::Disconnected => {
+                self.phase = Phase::Disconnected;
+                self.lease.disconnected();
+            }
+            Input::Frame(frame) => self.frame(frame, now, &mut effects),
+            Input::Tick => {}
+            Input::Settled { order, settlement } => {
+                self.settled(order, settlement, now, &mut effects)
+            }
+            Input::Outcome(outcome) => {
+                if self.phase == Phase::InSync {
+                    effects.push(Effect::Send(ToServer::Outcome(Box::new(outcome.clone()))));
+                }
+                if self.outcomes.len() == OUTCOMES_MAX {
+                    self.outcomes.pop_front();
+                }
+                self.outcomes.push_back(outcome);
+            }
+            Input::Local(signed) => self.local(signed, now, &mut effects),
+        }
+        self.time_passed(now, &mut effects);
+        effects
+    }
+
+    /// When the next [`Input::Tick`] is due at the latest.
+    pub fn next_tick(&self) -> Boottime {
+        let lease = if self.lost { None } else { self.lease.until() };
+        let connection = match self.phase {
+            Phase::Disconnected => None,
+            Phase::Greeting | Phase::Syncing => Some(self.silent_after()),
+            Phase::InSync => Some(self.silent_after().min(self.next_ping)),
+        };
+        lease.into_iter().chain(connection).min().unwrap_or(Boottime::from_nanos(u64::MAX))
+    }
+
+    /// The fold over the orders that are known.
+    pub const fn verdicts(&self) -> &Verdicts {
+        self.orders.verdicts()
+    }
+
+    /// All orders that are known.
+    pub const fn orders(&self) -> &OrderSet {
+        &self.orders
+    }
+
+    /// The tenant that the token is bound to, as far as a server has said; a halt that is given
+    /// here must carry it, or the server refuses it.
+    pub const fn tenant(&self) -> Option<&EntityId> {
+        self.tenant.as_ref()
+    }
+
+    /// When the lease is over; `None` before the first.
+    pub const fn lease_until(&self) -> Option<Boottime> {
+        self.lease.until()
+    }
+
+    /// Whether the orders were in step with a server's at least once since the start.
+    pub const fn has_synced(&self) -> bool {
+        self.synced_before
+    }
+
+    /// Whether it is connected and its orders are in step.
+    pub fn is_in_sync(&self) -> bool {
+        self.phase == Phase::InSync
+    }
+
+    /// Everything that is to be kept over a restart.
+    pub fn kept(&self) -> Kept {
+        Kept {
+            server_key: self.server_key.clone(),
+            tenant: self.tenant.clone(),
+            checkpoint: self.checkpoint.clone(),
+            orders: self.orders.iter().cloned().collect(),
+        }
+    }
+
+    fn connected(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.phase = Phase::Greeting;
+        self.lease.disconnected();
+        self.heard_at = now.boot;
+        let Profile { id, kind, name, subjects, key, gaps } = self.profile.clone();
+        let hello = Hello {
+            protocol: PROTOCOL,
+            enforcer: id,
+            kind,
+            name,
+            subjects,
+            key,
+            set: self.orders.digest(&Audience::Everyone).summary(),
+            checkpoint: self.checkpoint.clone(),
+            gaps,
+        };
+        effects.push(Effect::Send(ToServer::Hello(Box::new(hello))));
+    }
+
+    fn frame(&mut self, frame: ToEnforcer, now: Now, effects: &mut Vec<Effect>) {
+        if self.phase == Phase::Disconnected {
+            return;
+        }
+        self.heard_at = now.boot;
+        match frame {
+            ToEnforcer::Welcome(welcome) => self.welcomed(*welcome, effects),
+            ToEnforcer::Orders { orders } => self.take(orders, now, effects),
+            ToEnforcer::Want { orders } => {
+                let known = orders.iter().filter_map(|id| self.orders.signed(*id).cloned());
+                let batches = frame::batches(known).into_iter();
+                effects.extend(batches.map(|orders| Effect::Send(ToServer::Orders { orders })));
+            }
+            ToEnforcer::InSync if self.phase == Phase::Syncing => self.in_sync(now, effects),
+            ToEnforcer::Pong { nonce, staleness_ms } if self.phase == Phase::InSync => {
+                let staleness = Duration::from_millis(staleness_ms);
+                if self.lease.answered(nonce, self.lease_duration, staleness) {
+                    effects.push(Effect::Publish);
+                }
+            }
+            ToEnforcer::Action(action) => effects.push(Effect::Act(action)),
+            ToEnforcer::Refused { reason } => {
+                let reason = format!("the server refuses this enforcer: {reason}");
+                effects.push(Effect::Disconnect { reason });
+            }
+            ToEnforcer::InSync | ToEnforcer::Pong { .. } | ToEnforcer::Unknown => {}
+        }
+    }
+
+    fn welcomed(&mut self, welcome: Welcome, effects: &mut Vec<Effect>) {
+        if self.phase != Phase::Greeting {
+            return;
+        }
+        if welcome.protocol != PROTOCOL {
+            let theirs = welcome.protocol;
+            let reason = format!(
+                "the server speaks protocol {theirs}, this enforcer {PROTOCOL}: update the older"
+            );
+            effects.push(Effect::Disconnect { reason });
+            return;
+        }
+        match &self.server_key {
+            Some(known) if *known != welcome.key => {
+                let reason = format!(
+                    "the server's key is not the one that was seen first, {known}: if the server was \
+                     really set up anew, delete this enforcer's state folder"
+                );
+                effects.push(Effect::Disconnect { reason });
+                return;
+            }
+            Some(_) => {}
+            None => {
+                effects.push(Effect::Keep(Keep::ServerKey(welcome.key.clone())));
+                self.server_key = Some(welcome.key);
+            }
+        }
+        if self.tenant != welcome.tenant {
+            effects.push(Effect::Keep(Keep::Tenant(welcome.tenant.clone())));
+            self.tenant = welcome.tenant;
+        }
+        if let Some(checkpoint) = welcome.checkpoint
+            && self.checkpoint.as_ref() != Some(&checkpoint)
+        {
+            effects.push(Effect::Keep(Keep::Checkpoint(checkpoint.clone())));
+            self.checkpoint = Some(checkpoint);
+        }
+        self.lease_duration = Duration::from_millis(welcome.lease_ms);
+        self.ping_every = Duration::from_millis(welcome.ping_ms).max(PING_MIN);
+        self.phase = Phase::Syncing;
+        if let Some(buckets) = welcome.buckets {
+            self.list(&buckets, effects);
+        }
+    }
+
+    /// Lists what is here in the buckets that differ.
+    fn list(&self, theirs: &[String], effects: &mut Vec<Effect>) {
+        let mut frames = vec![std::collections::BTreeMap::new()];
+        let mut count = 0;
+        for bucket in self.orders.digest(&Audience::Everyone).differing(theirs) {
+            let ids = self.orders.ids_in(bucket, &Audience::Everyone);
+            if count > 0 && count + ids.len() > IDS_PER_FRAME_MAX {
+                frames.push(std::collections::BTreeMap::new());
+                count = 0;
+            }
+            count += ids.len();
+            if let Some(last) = frames.last_mut() {
+                last.insert(bucket, ids);
+            }
+        }
+        let last = frames.len() - 1;
+        effects.extend(
+            frames.into_iter().enumerate().map(|(index, buckets)| {
+                Effect::Send(ToServer::Have { buckets, more: index < last })
+            }),
+        );
+    }
+
+    fn in_sync(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.phase = Phase::InSync;
+        self.synced_before = true;
+        self.next_ping = now.boot;
+        effects.push(Effect::Publish);
+        effects.push(Effect::InSync);
+        let confirmations = self.confirmations.all();
+        effects.extend(confirmations.map(|word| Effect::Send(ToServer::Confirm(Box::new(word)))));
+        let outcomes = self.outcomes.iter().cloned();
+        effects.extend(outcomes.map(|word| Effect::Send(ToServer::Outcome(Box::new(word)))));
+    }
+
+    /// Takes orders from the server.
+    fn take(&mut self, orders: Vec<SignedOrder>, now: Now, effects: &mut Vec<Effect>) {
+        // Published once for all, and before anything else is done.
+        let publish = effects.len();
+        effects.push(Effect::Publish);
+        for signed in orders {
+            let taken = self.may_take(&signed).and_then(|()| {
+                self.orders.insert_or_refuse(signed.clone()).map_err(|error| error.to_string())
+            });
+            match taken {
+                Ok(insert) => self.inserted(signed, insert, now, effects),
+                Err(reason) => effects.push(Effect::Rejected { reason }),
+            }
+        }
+        if effects.len() == publish + 1 {
+            effects.pop();
+        }
+    }
+
+    fn inserted(
+        &mut self,
+        signed: SignedOrder,
+        insert: Insert,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        let added = match insert {
+            Insert::New(added) => added,
+            Insert::Known(_) => return,
+            Insert::Conflict(order) => {
+                let reason = format!("order {} is known with another text, which stays", order.id);
+                effects.push(Effect::Rejected { reason });
+                return;
+            }
+        };
+        if added.in_force {
+            let word = self.confirmations.arrived(&added.order, now);
+            if self.phase == Phase::InSync {
+                effects.push(Effect::Send(ToServer::Confirm(Box::new(word))));
+            }
+            effects.push(Effect::Ordered(Arc::clone(&added.order)));
+        }
+        if !added.ended.is_empty() {
+            self.confirmations.ended(&added.ended);
+            effects.push(Effect::Released { orders: added.ended });
+        }
+        effects.push(Effect::Keep(Keep::Order(signed)));
+    }
+
+    fn local(&mut self, signed: SignedOrder, now: Now, effects: &mut Vec<Effect>) {
+        let known = self.orders.len();
+        self.take(vec![signed.clone()], now, effects);
+        if self.phase == Phase::InSync && self.orders.len() > known {
+            effects.push(Effect::Send(ToServer::Orders { orders: vec![signed] }));
+        }
+    }
+
+    /// Whether the order is signed by whom this enforcer obeys.
+    fn may_take(&self, signed: &SignedOrder) -> Result<(), String> {
+        let of_server = self.server_key.as_ref() == Some(&signed.key);
+        let own_halt = || {
+            signed.key == self.profile.key
+                && signed.parse().is_ok_and(|order| matches!(order.body, OrderBody::Halt { .. }))
+        };
+        if !(of_server || own_halt()) {
+            return Err(format!("an order is signed by key {}, which may not", signed.key));
+        }
+        if !self.signatures.are_valid(signed) {
+            return Err(format!("an order's signature by key {} is wrong", signed.key));
+        }
+        Ok(())
+    }
+
+    fn settled(
+        &mut self,
+        order: OrderId,
+        settlement: Settlement,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.orders.order(order).is_none() {
+            return;
+        }
+        let word = self.confirmations.settled(order, settlement, now);
+        if self.phase == Phase::InSync {
+            effects.push(Effect::Send(ToServer::Confirm(Box::new(word))));
+        }
+    }
+
+    fn silent_after(&self) -> Boottime {
+        let patience = match self.phase {
+            Phase::InSync => {
+                (self.lease_duration / 2).max(2 * self.ping_every).min(GREETING_MAX * 6)
+            }
+            _ => GREETING_MAX,
+        };
+        self.heard_at + patience
+    }
+
+    fn time_passed(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let holds = self.lease.holds(now.boot);
+        if holds == self.lost {
+            self.lost = !holds;
+            effects.push(if holds { Effect::LeaseRegained } else { Effect::LeaseLost });
+        }
+        if self.phase == Phase::InSync && now.boot >= self.next_ping {
+            let nonce = self.lease.ping(now.boot);
+            self.next_ping = now.boot + self.ping_every;
+            effects.push(Effect::Send(ToServer::Ping { nonce }));
+        }
+        if self.phase != Phase::Disconnected && now.boot >= self.silent_after() {
+            // Heard from here on, so that this is said once while the connection is closed.
+            self.heard_at = now.boot;
+            effects.push(Effect::Disconnect { reason: "the server is silent".to_owned() });
+        }
+    }
+}

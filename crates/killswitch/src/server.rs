@@ -1,0 +1,678 @@
+//! The server's side of the stream.
+//!
+//! [`Switch`] takes orders from people and frames from enforcers and returns what to do, in order:
+//! a halt is broadcast before it is persisted (invariant *stop-never-waits*), while a release is
+//! only taken when the ledger has it (*starting-always-does*).
+//!
+//! A connection is who its token says. What it confirms counts for its own enforcer id, and an id
+//! belongs to the token that uses it. It may hand back what the server itself once signed, and
+//! halts of its own key inside what its token permits, which the server then signs itself so that
+//! the other enforcers obey them: never a release. So a hostile enforcer can stop what it may stop
+//! anyway, and start nothing.
+
+mod hand_back;
+mod progress;
+mod release;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use estoppel_model::{
+    Actor, Boottime, EnforcerId, EntityId, Order, OrderBody, OrderError, OrderId, ScopeSet,
+    SignedOrder, Subject,
+};
+
+use self::progress::Board;
+pub use self::{
+    hand_back::{HANDED_BACK_MAX, LOCAL_ACTOR_PREFIX},
+    progress::{EnforcerProgress, HaltProgress, Reached},
+    release::{RELEASED_MAX, ReleaseError, ReleasePlan},
+};
+use crate::{
+    Audience, Digest, Insert, Now, OrderSet, Signer, Verdicts,
+    frame::{
+        self, Action, Confirmation, EnforcerKind, Hello, ORDER_BYTES_MAX, Outcome, PROTOCOL,
+        ToEnforcer, ToServer, Welcome,
+    },
+};
+
+/// Longest name of an enforcer, in bytes.
+const NAME_BYTES_MAX: usize = 256;
+
+/// How a switch behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct SwitchConfig {
+    /// How long an enforcer may go on without an answer.
+    pub lease: Duration,
+    /// How often an enforcer asks.
+    pub ping: Duration,
+}
+
+impl Default for SwitchConfig {
+    /// 15 s of lease, asked for every 3 s.
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(15), ping: Duration::from_secs(3) }
+    }
+}
+
+/// Names a connection; made by whoever accepts it, never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// Who is at the other end of a connection, from its token.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The token's name.
+    pub actor: Actor,
+    /// The tenant that the token is bound to.
+    pub tenant: Option<EntityId>,
+    /// The scopes for which it may hand back halts that were given on its host; `None`: all.
+    pub scopes: Option<ScopeSet>,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// A connection stands and its token was checked.
+    Connected {
+        /// The connection.
+        connection: ConnectionId,
+        /// Whose it is.
+        identity: Box<Identity>,
+    },
+    /// A connection is gone.
+    Disconnected {
+        /// The connection.
+        connection: ConnectionId,
+    },
+    /// A frame came.
+    Frame {
+        /// On which connection.
+        connection: ConnectionId,
+        /// The frame.
+        frame: ToServer,
+    },
+    /// Time passed; about once a second.
+    Tick,
+}
+
+/// What to do about it, in order.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    /// Send one frame to many connections of one audience; it is to be serialised once.
+    Broadcast {
+        /// To whom.
+        connections: Vec<ConnectionId>,
+        /// What.
+        frame: ToEnforcer,
+    },
+    /// Send a frame. A connection that cannot take it is to be closed: a frame that is left out
+    /// would break the lease's promise.
+    Send {
+        /// To whom.
+        connection: ConnectionId,
+        /// What.
+        frame: ToEnforcer,
+    },
+    /// Write an order to the spool and then the ledger.
+    Persist(SignedOrder),
+    /// End a connection after what was sent before.
+    Close {
+        /// Which.
+        connection: ConnectionId,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// An enforcer said hello.
+    Joined {
+        /// Who.
+        enforcer: EnforcerId,
+        /// The last ledger checkpoint that it saw: to be compared with the ledger.
+        checkpoint: Option<String>,
+    },
+    /// An enforcer's lease is over without a new one.
+    LeaseOver {
+        /// Whose.
+        enforcer: EnforcerId,
+    },
+    /// An enforcer's word on an order: see [`Switch::progress`].
+    Confirmed {
+        /// Who.
+        enforcer: EnforcerId,
+        /// What it said.
+        confirmation: Box<Confirmation>,
+    },
+    /// What an action came to.
+    Outcome {
+        /// Who did it.
+        enforcer: EnforcerId,
+        /// What it said.
+        outcome: Box<Outcome>,
+    },
+    /// An order that this server lacked came from an enforcer, and is in force.
+    HandedBack {
+        /// From whom.
+        enforcer: EnforcerId,
+        /// The order.
+        order: Arc<Order>,
+    },
+    /// What an enforcer sent was not taken; it changed nothing.
+    Rejected {
+        /// On which connection.
+        connection: ConnectionId,
+        /// Why, for the log.
+        reason: String,
+    },
+}
+
+/// What giving an order did.
+#[derive(Debug, Clone)]
+pub enum Submitted {
+    /// It is in force and on its way.
+    New {
+        /// The order.
+        order: Arc<Order>,
+        /// The enforcers that must confirm: all that receive it and whose lease is alive.
+        expected: usize,
+        /// The orders that it ended.
+        ended: Vec<OrderId>,
+    },
+    /// The same order was given before.
+    Known(Arc<Order>),
+}
+
+/// Why an order is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The text is no order.
+    #[error(transparent)]
+    Order(#[from] OrderError),
+    /// An order has a longest text.
+    #[error("the order has {bytes} bytes: at most {ORDER_BYTES_MAX}; give several")]
+    TooLarge {
+        /// How many.
+        bytes: usize,
+    },
+    /// Another order has this id.
+    #[error("order {} is known with another text: take a new id", .0.id)]
+    Conflict(Arc<Order>),
+    /// A release is given only by [`Switch::submit_recorded`].
+    #[error("a release needs the ledger first")]
+    ReleaseNeedsLedger,
+}
+
+/// An enforcer that is connected, or whose lease is not over.
+#[derive(Debug, Clone)]
+pub struct EnforcerState {
+    /// Its id.
+    pub id: EnforcerId,
+    /// The name of its token.
+    pub actor: Actor,
+    /// Whose orders it receives.
+    pub audience: Audience,
+    /// Which enforcement point.
+    pub kind: EnforcerKind,
+    /// Its name for people.
+    pub name: String,
+    /// The subjects that it enforces, where it knows them beforehand.
+    pub subjects: Vec<Subject>,
+    /// What limits what it can do, in words.
+    pub gaps: Vec<String>,
+    /// Its own public key.
+    pub key: String,
+    /// Its connection, if it stands.
+    pub connection: Option<ConnectionId>,
+    /// The latest instant, on this machine's clock, at which its lease can still hold.
+    pub lease_until: Option<Boottime>,
+}
+
+impl EnforcerState {
+    /// Whether its lease can still hold.
+    pub fn is_alive(&self, now: Boottime) -> bool {
+        self.lease_until.is_some_and(|until| now < until)
+    }
+}
+
+#[derive(Debug)]
+enum Phase {
+    Connected,
+    /// The welcome is sent; the enforcer lists what it has.
+    Syncing(EnforcerId),
+    InSync(EnforcerId),
+}
+
+#[derive(Debug)]
+struct Connection {
+    identity: Identity,
+    audience: Audience,
+    phase: Phase,
+    /// Halts of the enforcer's own key that came on this connection.
+    handed_back: usize,
+}
+
+impl Connection {
+    const fn enforcer(&self) -> Option<EnforcerId> {
+        match self.phase {
+            Phase::Connected => None,
+            Phase::Syncing(enforcer) | Phase::InSync(enforcer) => Some(enforcer),
+        }
+    }
+}
+
+/// The connections of one audience, with the digest of what they may see.
+#[derive(Debug)]
+struct Group {
+    digest: Digest,
+    connections: BTreeSet<ConnectionId>,
+}
+
+/// The server's state.
+pub struct Switch {
+    config: SwitchConfig,
+    signer: Box<dyn Signer>,
+    orders: OrderSet,
+    connections: BTreeMap<ConnectionId, Connection>,
+    groups: BTreeMap<Audience, Group>,
+    enforcers: BTreeMap<EnforcerId, EnforcerState>,
+    board: Board,
+    staleness: Duration,
+    checkpoint: Option<String>,
+}
+
+impl std::fmt::Debug for Switch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Switch")
+            .field("orders", &self.orders.len())
+            .field("enforcers", &self.enforcers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Switch {
+    /// A switch that starts with the orders that were kept, and how many of them could not be read
+    /// or contradict another.
+    pub fn new(
+        config: SwitchConfig,
+        signer: Box<dyn Signer>,
+        kept: impl IntoIterator<Item = SignedOrder>,
+    ) -> (Self, usize) {
+        let mut orders = OrderSet::default();
+        let mut wrong = 0;
+        for signed in kept {
+            if !matches!(orders.insert_or_refuse(signed), Ok(Insert::New(_) | Insert::Known(_))) {
+                wrong += 1;
+            }
+        }
+        let this = Self {
+            config,
+            signer,
+            orders,
+            connections: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            enforcers: BTreeMap::new(),
+            board: Board::default(),
+            staleness: Duration::ZERO,
+            checkpoint: None,
+        };
+        (this, wrong)
+    }
+
+    /// Puts an order in force that is not yet in the ledger. A release cannot be given so.
+    ///
+    /// # Errors
+    /// When it is no order that can be taken; nothing has changed.
+    pub fn submit(
+        &mut self,
+        order: SignedOrder,
+        now: Now,
+    ) -> Result<(Submitted, Vec<Effect>), SubmitError> {
+        let parsed = readable(&order)?;
+        if matches!(parsed.body, OrderBody::Release { .. }) {
+            return Err(SubmitError::ReleaseNeedsLedger);
+        }
+        let (submitted, mut effects) = self.add(order.clone(), parsed, now)?;
+        if matches!(submitted, Submitted::New { .. }) {
+            effects.push(Effect::Persist(order));
+        }
+        Ok((submitted, effects))
+    }
+
+    /// Puts an order in force that is in the ledger: a release, or what another node accepted.
+    ///
+    /// # Errors
+    /// When it is no order that can be taken; nothing has changed.
+    pub fn submit_recorded(
+        &mut self,
+        order: SignedOrder,
+        now: Now,
+    ) -> Result<(Submitted, Vec<Effect>), SubmitError> {
+        let parsed = readable(&order)?;
+        self.add(order, parsed, now)
+    }
+
+    /// Takes what happened and returns what to do, in order.
+    pub fn step(&mut self, input: Input, now: Now) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match input {
+            Input::Connected { connection, identity } => {
+                let audience = Audience::of(identity.tenant.as_ref());
+                let entry = Connection {
+                    identity: *identity,
+                    audience,
+                    phase: Phase::Connected,
+                    handed_back: 0,
+                };
+                self.connections.insert(connection, entry);
+            }
+            Input::Disconnected { connection } => self.disconnected(connection),
+            Input::Frame { connection, frame } => self.frame(connection, frame, now, &mut effects),
+            Input::Tick => self.tick(now, &mut effects),
+        }
+        effects
+    }
+
+    /// Sends an action to an enforcer; `None` when it is not connected.
+    pub fn act(&self, enforcer: EnforcerId, action: Action) -> Option<Effect> {
+        let connection = self.enforcers.get(&enforcer)?.connection?;
+        Some(Effect::Send { connection, frame: ToEnforcer::Action(Box::new(action)) })
+    }
+
+    /// Sets how old this node's own knowledge of the ledger is; leases are shorter by it.
+    pub const fn set_staleness(&mut self, staleness: Duration) {
+        self.staleness = staleness;
+    }
+
+    /// Sets the ledger's checkpoint, a C2SP signed note, that enforcers are given at hello.
+    pub fn set_checkpoint(&mut self, checkpoint: String) {
+        self.checkpoint = Some(checkpoint);
+    }
+
+    /// All orders.
+    pub const fn orders(&self) -> &OrderSet {
+        &self.orders
+    }
+
+    /// The fold over the orders in force.
+    pub const fn verdicts(&self) -> &Verdicts {
+        self.orders.verdicts()
+    }
+
+    /// The active halts that were given for at least these scopes, earliest first.
+    pub fn active_halts(&self, scopes: &ScopeSet) -> Vec<Arc<Order>> {
+        let mut halts = self.verdicts().halts_at(scopes);
+        halts.retain(|order| matches!(order.body, OrderBody::Halt { .. }));
+        halts
+    }
+
+    /// Whether what these scopes name must stop: a halt was given for them, or for everything.
+    pub fn stop(&self, scopes: &ScopeSet) -> bool {
+        let verdicts = self.verdicts();
+        !verdicts.halts_at(scopes).is_empty()
+            || !verdicts.halts_at(&estoppel_model::Scope::Global.into()).is_empty()
+    }
+
+    /// Who has confirmed an order. `None` for one that is not known, or so old that nobody asks.
+    pub fn progress(&self, order: OrderId, now: Now) -> Option<HaltProgress> {
+        self.board.progress(order, &self.orders, &self.enforcers, now)
+    }
+
+    /// The enforcers that are connected or whose lease is not over.
+    pub fn enforcers(&self) -> impl Iterator<Item = &EnforcerState> {
+        self.enforcers.values()
+    }
+
+    /// The connected enforcers of a kind with a listed subject that an order reaches.
+    pub fn enforcing<'a>(
+        &'a self,
+        kind: EnforcerKind,
+        order: &'a Order,
+    ) -> impl Iterator<Item = (&'a EnforcerState, &'a Subject)> {
+        self.enforcers
+            .values()
+            .filter(move |state| state.kind == kind && state.connection.is_some())
+            .filter(move |state| state.audience.admits(order))
+            .flat_map(|state| state.subjects.iter().map(move |subject| (state, subject)))
+            .filter(move |(_, subject)| crate::reaches(order, subject))
+    }
+
+    fn add(
+        &mut self,
+        signed: SignedOrder,
+        parsed: Order,
+        now: Now,
+    ) -> Result<(Submitted, Vec<Effect>), SubmitError> {
+        let added = match self.orders.insert_parsed(signed.clone(), Arc::new(parsed)) {
+            Insert::New(added) => added,
+            Insert::Known(order) => return Ok((Submitted::Known(order), Vec::new())),
+            Insert::Conflict(order) => return Err(SubmitError::Conflict(order)),
+        };
+        let order = added.order;
+        let frame = ToEnforcer::Orders { orders: vec![signed] };
+        let mut effects = Vec::new();
+        for (audience, group) in &mut self.groups {
+            if !audience.admits(&order) {
+                continue;
+            }
+            if let Some(mark) = self.orders.mark(order.id) {
+                group.digest.add(mark);
+            }
+            let connections = group.connections.iter().copied().collect();
+            effects.push(Effect::Broadcast { connections, frame: frame.clone() });
+        }
+        let expected = if added.in_force {
+            self.board.accepted(&order, self.enforcers.values(), now)
+        } else {
+            0
+        };
+        Ok((Submitted::New { order, expected, ended: added.ended }, effects))
+    }
+
+    fn frame(&mut self, id: ConnectionId, frame: ToServer, now: Now, effects: &mut Vec<Effect>) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        let (phase, enforcer) = (&connection.phase, connection.enforcer());
+        match (frame, phase) {
+            (ToServer::Unknown, _) => {}
+            (ToServer::Hello(hello), Phase::Connected) => self.hello(id, *hello, effects),
+            (ToServer::Have { buckets, more }, Phase::Syncing(_)) => {
+                self.reconcile(id, &buckets, effects);
+                if !more {
+                    self.in_sync(id, effects);
+                }
+            }
+            (ToServer::Orders { orders }, Phase::Syncing(_) | Phase::InSync(_)) => {
+                self.handed_back(id, orders, now, effects);
+            }
+            (ToServer::Ping { nonce }, Phase::InSync(enforcer)) => {
+                let staleness = self.staleness;
+                let staleness_ms = u64::try_from(staleness.as_millis()).unwrap_or(u64::MAX);
+                if let Some(state) = self.enforcers.get_mut(enforcer) {
+                    let until = now.boot + self.config.lease.saturating_sub(staleness);
+                    state.lease_until = state.lease_until.max(Some(until));
+                }
+                let frame = ToEnforcer::Pong { nonce, staleness_ms };
+                effects.push(Effect::Send { connection: id, frame });
+            }
+            (ToServer::Confirm(confirmation), Phase::Syncing(_) | Phase::InSync(_)) => {
+                let state = enforcer.and_then(|enforcer| self.enforcers.get(&enforcer));
+                if let Some(state) = state
+                    && self.board.confirmed(state, &confirmation, &self.orders, now)
+                {
+                    effects.push(Effect::Confirmed { enforcer: state.id, confirmation });
+                }
+            }
+            (ToServer::Outcome(outcome), Phase::Syncing(enforcer) | Phase::InSync(enforcer)) => {
+                effects.push(Effect::Outcome { enforcer: *enforcer, outcome });
+            }
+            (_, Phase::Connected) => close(id, "the first frame must be a hello", effects),
+            (ToServer::Hello(_), _) => close(id, "a second hello", effects),
+            (ToServer::Have { .. } | ToServer::Ping { .. }, _) => {
+                close(id, "a frame that does not belong here", effects);
+            }
+        }
+    }
+
+    fn hello(&mut self, id: ConnectionId, hello: Hello, effects: &mut Vec<Effect>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let known = self.enforcers.get(&hello.enforcer);
+        if let Err(reason) = acceptable(&hello, &connection.identity, known) {
+            close(id, &reason, effects);
+            return;
+        }
+        let before = known.and_then(|state| state.connection);
+        let lease_until = known.and_then(|state| state.lease_until);
+        let audience = connection.audience.clone();
+        connection.phase = Phase::Syncing(hello.enforcer);
+        let state = EnforcerState {
+            id: hello.enforcer,
+            actor: connection.identity.actor.clone(),
+            audience: audience.clone(),
+            kind: hello.kind,
+            name: hello.name,
+            subjects: hello.subjects,
+            gaps: hello.gaps,
+            key: hello.key,
+            connection: Some(id),
+            lease_until,
+        };
+        let tenant = connection.identity.tenant.clone();
+        if let Some(before) = before {
+            self.disconnected(before);
+            effects.push(Effect::Close { connection: before, reason: "it came back".to_owned() });
+        }
+        self.enforcers.insert(hello.enforcer, state);
+        let orders = &self.orders;
+        let group = self.groups.entry(audience).or_insert_with_key(|audience| Group {
+            digest: orders.digest(audience),
+            connections: BTreeSet::new(),
+        });
+        group.connections.insert(id);
+        let equal = group.digest.summary() == hello.set;
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let welcome = Welcome {
+            protocol: PROTOCOL,
+            key: self.signer.key().to_owned(),
+            tenant,
+            lease_ms: millis(self.config.lease),
+            ping_ms: millis(self.config.ping),
+            buckets: (!equal).then(|| group.digest.buckets()),
+            checkpoint: self.checkpoint.clone(),
+        };
+        let frame = ToEnforcer::Welcome(Box::new(welcome));
+        effects.push(Effect::Send { connection: id, frame });
+        effects.push(Effect::Joined { enforcer: hello.enforcer, checkpoint: hello.checkpoint });
+        if equal {
+            self.in_sync(id, effects);
+        }
+    }
+
+    /// Sends what the enforcer lacks in the buckets that it listed, and asks for what this side
+    /// lacks.
+    fn reconcile(
+        &self,
+        id: ConnectionId,
+        theirs: &BTreeMap<u8, Vec<OrderId>>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        let (mut lacking, mut wanted) = (Vec::new(), Vec::new());
+        for (bucket, theirs) in theirs {
+            let own = self.orders.ids_in(*bucket, &connection.audience);
+            let theirs: BTreeSet<OrderId> = theirs.iter().copied().collect();
+            lacking.extend(own.into_iter().filter(|order| !theirs.contains(order)));
+            // What this side knows and the audience may not see is not asked for: asking would tell.
+            wanted.extend(theirs.into_iter().filter(|order| self.orders.order(*order).is_none()));
+        }
+        // In the order in which they were given, so that a release does not come long before what
+        // it ends.
+        lacking.sort_unstable();
+        let lacking = lacking.iter().filter_map(|order| self.orders.signed(*order).cloned());
+        let batches = frame::batches(lacking).into_iter();
+        effects.extend(
+            batches.map(|orders| Effect::Send {
+                connection: id,
+                frame: ToEnforcer::Orders { orders },
+            }),
+        );
+        if !wanted.is_empty() {
+            let frame = ToEnforcer::Want { orders: wanted };
+            effects.push(Effect::Send { connection: id, frame });
+        }
+    }
+
+    fn in_sync(&mut self, id: ConnectionId, effects: &mut Vec<Effect>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(enforcer) = connection.enforcer() else { return };
+        connection.phase = Phase::InSync(enforcer);
+        effects.push(Effect::Send { connection: id, frame: ToEnforcer::InSync });
+    }
+
+    fn disconnected(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        if let Some(group) = self.groups.get_mut(&connection.audience) {
+            group.connections.remove(&id);
+            if group.connections.is_empty() {
+                self.groups.remove(&connection.audience);
+            }
+        }
+        let state = connection.enforcer().and_then(|enforcer| self.enforcers.get_mut(&enforcer));
+        if let Some(state) = state
+            && state.connection == Some(id)
+        {
+            state.connection = None;
+        }
+    }
+
+    fn tick(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let Self { enforcers, board, .. } = self;
+        enforcers.retain(|id, state| {
+            let over = state.lease_until.is_some_and(|until| until <= now.boot);
+            if over {
+                board.lease_over(state);
+                state.lease_until = None;
+                effects.push(Effect::LeaseOver { enforcer: *id });
+            }
+            state.connection.is_some() || state.lease_until.is_some()
+        });
+    }
+}
+
+/// Reads an order that someone gives, strictly.
+fn readable(signed: &SignedOrder) -> Result<Order, SubmitError> {
+    if signed.order.len() > ORDER_BYTES_MAX {
+        return Err(SubmitError::TooLarge { bytes: signed.order.len() });
+    }
+    Ok(signed.parse()?)
+}
+
+/// Whether a hello can be accepted: `known` is the enforcer that uses the id.
+fn acceptable(
+    hello: &Hello,
+    identity: &Identity,
+    known: Option<&EnforcerState>,
+) -> Result<(), String> {
+    if hello.protocol != PROTOCOL {
+        let theirs = hello.protocol;
+        return Err(format!("protocol {theirs} is not {PROTOCOL}: update the older side"));
+    }
+    if hello.name.len() > NAME_BYTES_MAX {
+        let bytes = hello.name.len();
+        return Err(format!("the name has {bytes} bytes: at most {NAME_BYTES_MAX}"));
+    }
+    let is_hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+    if hello.key.len() != 64 || !hello.key.bytes().all(is_hex) {
+        return Err("the key is not 64 lower-case hex digits".to_owned());
+    }
+    if known.is_some_and(|known| known.actor != identity.actor || known.key != hello.key) {
+        return Err(format!("enforcer id {} is another's", hello.enforcer));
+    }
+    Ok(())
+}
+
+fn close(connection: ConnectionId, reason: &str, effects: &mut Vec<Effect>) {
+    let frame = ToEnforcer::Refused { reason: reason.to_owned() };
+    effects.push(Effect::Send { connection, frame });
+    effects.push(Effect::Close { connection, reason: reason.to_owned() });
+}

@@ -1,0 +1,273 @@
+//! Who has confirmed what.
+//!
+//! The denominator of an order is every enforcer that receives it and whose lease was alive at its
+//! acceptance. It counts as done when it has confirmed, or when its lease is over: from then on it
+//! refuses by itself. Who comes later is listed apart and changes no count.
+//!
+//! Bounded: the last [`ORDERS_MAX`] orders are tracked, and of each at most [`LATE_MAX`] late
+//! enforcers.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use estoppel_model::{Actor, Boottime, EnforcerId, Order, OrderId, Timestamp};
+
+use super::EnforcerState;
+use crate::{
+    Now, OrderSet,
+    frame::{Confirmation, EnforcerKind, Settlement, Stage},
+};
+
+/// Most orders that are tracked.
+const ORDERS_MAX: usize = 256;
+/// Most enforcers that came after the acceptance and are listed.
+const LATE_MAX: usize = 1_000;
+
+/// When an enforcer reached a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// By the enforcer's wall clock.
+    pub at: Timestamp,
+    /// From the acceptance to the word's arrival at the server, on the server's boot clock.
+    pub after: Duration,
+}
+
+/// How far an order has been carried out.
+#[derive(Debug, Clone)]
+pub struct HaltProgress {
+    /// The order.
+    pub order: Arc<Order>,
+    /// When this server accepted it.
+    pub accepted_at: Timestamp,
+    /// Whether it is still in force.
+    pub in_force: bool,
+    /// Enforcers whose lease was alive at the acceptance.
+    pub expected: usize,
+    /// Of those, how many refuse new work. One that only observes refuses nothing.
+    pub refusing: usize,
+    /// Of those, how many have settled.
+    pub settled: usize,
+    /// Of those, how many did not confirm and whose lease is over.
+    pub by_lease: usize,
+    /// Each enforcer's word, the expected ones first.
+    pub enforcers: Vec<EnforcerProgress>,
+}
+
+/// One enforcer's word on one order.
+#[derive(Debug, Clone)]
+pub struct EnforcerProgress {
+    /// Who.
+    pub enforcer: EnforcerId,
+    /// Its name for people.
+    pub name: String,
+    /// Which enforcement point.
+    pub kind: EnforcerKind,
+    /// Whether it sees effects from outside of the agent, or only claims.
+    pub witness: bool,
+    /// Whether its lease was alive at the acceptance.
+    pub expected: bool,
+    /// It does not know the order's kind, and refuses its scope.
+    pub unsupported: bool,
+    /// When it refused new work.
+    pub refusing: Option<Reached>,
+    /// When its work in flight had ended.
+    pub settled: Option<Reached>,
+    /// What settling came to.
+    pub settlement: Settlement,
+    /// When its lease is over at the latest, by the server's wall clock.
+    pub lease_until: Option<Timestamp>,
+    /// Its lease is over, and it has not confirmed.
+    pub by_lease: bool,
+}
+
+#[derive(Debug)]
+struct Member {
+    actor: Actor,
+    name: String,
+    kind: EnforcerKind,
+    expected: bool,
+    unsupported: bool,
+    refusing: Option<Reached>,
+    settled: Option<Reached>,
+    settlement: Settlement,
+    /// As it was at the acceptance, or when it was over.
+    lease_until: Option<Boottime>,
+}
+
+impl Member {
+    fn of(state: &EnforcerState, expected: bool) -> Self {
+        Self {
+            actor: state.actor.clone(),
+            name: state.name.clone(),
+            kind: state.kind,
+            expected,
+            unsupported: false,
+            refusing: None,
+            settled: None,
+            settlement: Settlement::default(),
+            lease_until: state.lease_until,
+        }
+    }
+
+    fn refuses(&self) -> bool {
+        self.refusing.is_some() && !self.settlement.observed_only
+    }
+}
+
+#[derive(Debug)]
+struct Tracked {
+    accepted: Now,
+    members: BTreeMap<EnforcerId, Member>,
+    late: usize,
+}
+
+/// The words on the last orders.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    orders: BTreeMap<OrderId, Tracked>,
+    by_age: VecDeque<OrderId>,
+}
+
+impl Board {
+    /// An order came into force; returns how many enforcers must confirm.
+    pub(super) fn accepted<'a>(
+        &mut self,
+        order: &Order,
+        enforcers: impl Iterator<Item = &'a EnforcerState>,
+        now: Now,
+    ) -> usize {
+        let members: BTreeMap<_, _> = enforcers
+            .filter(|state| state.is_alive(now.boot) && state.audience.admits(order))
+            .map(|state| (state.id, Member::of(state, true)))
+            .collect();
+        let expected = members.len();
+        self.orders.insert(order.id, Tracked { accepted: now, members, late: 0 });
+        self.by_age.push_back(order.id);
+        if self.by_age.len() > ORDERS_MAX
+            && let Some(oldest) = self.by_age.pop_front()
+        {
+            self.orders.remove(&oldest);
+        }
+        expected
+    }
+
+    /// Takes an enforcer's word; whether it changed anything.
+    pub(super) fn confirmed(
+        &mut self,
+        state: &EnforcerState,
+        word: &Confirmation,
+        orders: &OrderSet,
+        now: Now,
+    ) -> bool {
+        let Some(tracked) = self.orders.get_mut(&word.order) else { return false };
+        if orders.order(word.order).is_none_or(|order| !state.audience.admits(order)) {
+            return false;
+        }
+        if !tracked.members.contains_key(&state.id) {
+            if tracked.late == LATE_MAX {
+                return false;
+            }
+            tracked.late += 1;
+            tracked.members.insert(state.id, Member::of(state, false));
+        }
+        let Some(member) = tracked.members.get_mut(&state.id) else { return false };
+        if member.actor != state.actor {
+            return false;
+        }
+        let reached = Reached { at: word.at, after: now.boot.since(tracked.accepted.boot) };
+        match word.stage {
+            Stage::Unsupported | Stage::Refusing => {
+                member.unsupported = word.stage == Stage::Unsupported;
+                // The first word stands: later ones are repetitions after a reconnect.
+                member.refusing.replace(member.refusing.unwrap_or(reached)).is_none()
+            }
+            Stage::Settled => {
+                let changed = member.settled.is_none() || member.settlement != word.settlement;
+                // What has settled refuses, should the first word have been lost.
+                member.refusing.get_or_insert(reached);
+                member.settled.get_or_insert(reached);
+                member.settlement = word.settlement.clone();
+                changed
+            }
+        }
+    }
+
+    /// An enforcer's lease is over.
+    pub(super) fn lease_over(&mut self, state: &EnforcerState) {
+        for tracked in self.orders.values_mut() {
+            if let Some(member) = tracked.members.get_mut(&state.id) {
+                member.lease_until = state.lease_until;
+            }
+        }
+    }
+
+    pub(super) fn progress(
+        &self,
+        order: OrderId,
+        orders: &OrderSet,
+        enforcers: &BTreeMap<EnforcerId, EnforcerState>,
+        now: Now,
+    ) -> Option<HaltProgress> {
+        let tracked = self.orders.get(&order)?;
+        let mut words: Vec<EnforcerProgress> = tracked
+            .members
+            .iter()
+            .map(|(id, member)| {
+                let live = enforcers.get(id).and_then(|state| state.lease_until);
+                word(*id, member, live.or(member.lease_until), now)
+            })
+            .collect();
+        words.sort_by(|one, other| {
+            (!one.expected, &one.name, one.enforcer).cmp(&(
+                !other.expected,
+                &other.name,
+                other.enforcer,
+            ))
+        });
+        let expected = || tracked.members.values().filter(|member| member.expected);
+        Some(HaltProgress {
+            order: Arc::clone(orders.order(order)?),
+            accepted_at: tracked.accepted.wall,
+            in_force: orders.is_in_force(order),
+            expected: expected().count(),
+            refusing: expected().filter(|member| member.refuses()).count(),
+            settled: expected()
+                .filter(|member| member.refuses() && member.settled.is_some())
+                .count(),
+            by_lease: words.iter().filter(|word| word.expected && word.by_lease).count(),
+            enforcers: words,
+        })
+    }
+}
+
+fn word(
+    enforcer: EnforcerId,
+    member: &Member,
+    lease_until: Option<Boottime>,
+    now: Now,
+) -> EnforcerProgress {
+    let over = lease_until.is_none_or(|until| until <= now.boot);
+    EnforcerProgress {
+        enforcer,
+        name: member.name.clone(),
+        kind: member.kind,
+        witness: member.kind != EnforcerKind::Guard,
+        expected: member.expected,
+        unsupported: member.unsupported,
+        refusing: member.refusing,
+        settled: member.settled,
+        settlement: member.settlement.clone(),
+        lease_until: lease_until.map(|until| wall(until, now)),
+        by_lease: over && member.refusing.is_none(),
+    }
+}
+
+/// An instant of the boot clock on the wall clock, as the two stand now.
+fn wall(instant: Boottime, now: Now) -> Timestamp {
+    let ahead = i128::from(instant.as_nanos()) - i128::from(now.boot.as_nanos());
+    let ahead_us = i64::try_from(ahead / 1_000).unwrap_or(i64::MAX);
+    Timestamp::from_micros(now.wall.as_micros().saturating_add(ahead_us))
+}
