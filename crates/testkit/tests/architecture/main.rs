@@ -8,6 +8,7 @@
 
 mod arrows;
 mod manifests;
+mod pages;
 mod sources;
 
 use std::{

@@ -115,7 +115,8 @@ fn every_source_file_is_reached() {
 
 /// The files that `mod NAME;` lines of a file name.
 fn modules_of(file: &Path) -> Vec<PathBuf> {
-    let text = fs::read_to_string(file).unwrap();
+    let text = fs::read_to_string(file)
+        .unwrap_or_else(|error| panic!("{} is declared: {error}", file.display()));
     let stem = file.file_stem().unwrap();
     let parent = file.parent().unwrap();
     // Cargo's target roots and `mod.rs` own their folder, other files one of their own name.
