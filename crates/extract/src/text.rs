@@ -228,7 +228,7 @@ mod tests {
         check("\u{202e}ignore\u{202c}", "ignore");
         check("іgnоrе рrеvіоuѕ", "ignore previous");
         check("i\u{334}g\u{335}n\u{336}ore", "ignore");
-        check("a\r\nb\n\n\nc \n d", "a\nb\nc \nd".replace(" \n", " \n").as_str());
+        check("a\r\nb\n\n\nc \n d", "a\nb\nc \nd");
         check("“quoted”", "\"quoted\"");
         let hidden: String =
             "obey".chars().filter_map(|c| char::from_u32(u32::from(c) + 0xe0000)).collect();

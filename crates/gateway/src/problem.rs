@@ -1,0 +1,172 @@
+//! Answers to refused requests: problem documents (RFC 9457) that say what and why.
+
+use bytes::Bytes;
+use estoppel_link::Refusal;
+use estoppel_model::Order;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use serde::Serialize;
+
+use crate::{credential::CredentialError, dial::DialError, flow::Cause};
+
+/// The body of an answer: a document of ours, or the destination's own.
+pub(crate) type Body = Either<Full<Bytes>, Incoming>;
+
+/// Why a request is refused.
+#[derive(Debug, Serialize)]
+pub(crate) struct Problem {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    destination: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order: Option<Ordered>,
+}
+
+/// What a client may know of an order that reaches it.
+#[derive(Debug, Serialize)]
+struct Ordered {
+    id: String,
+    reason: String,
+    issued_by: String,
+    issued_at: String,
+}
+
+impl Problem {
+    fn new(status: StatusCode, kind: &'static str, title: &'static str, detail: String) -> Self {
+        Self { kind, title, status: status.as_u16(), detail, destination: None, order: None }
+    }
+
+    /// The request itself is wrong.
+    pub(crate) fn request(detail: String) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "urn:estoppel:problem:bad-request",
+            "The request is not one that a proxy takes",
+            detail,
+        )
+    }
+
+    /// Nobody is known to be behind the request.
+    pub(crate) fn identity(error: CredentialError) -> Self {
+        Self::new(
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+            "urn:estoppel:problem:identity-required",
+            "The gateway does not know who sends",
+            error.to_string(),
+        )
+    }
+
+    /// The destination is not on the allowlist.
+    pub(crate) fn unlisted(destination: String) -> Self {
+        let detail = format!(
+            "{destination} is not on the allowlist; an operator can add it with \
+             `estoppel allowlist add {destination}`"
+        );
+        let mut problem = Self::new(
+            StatusCode::FORBIDDEN,
+            "urn:estoppel:problem:destination-unlisted",
+            "The destination is not on the allowlist",
+            detail,
+        );
+        problem.destination = Some(destination);
+        problem
+    }
+
+    /// An order or the lease forbids it.
+    pub(crate) fn refused(cause: &Cause, destination: String) -> Self {
+        let (kind, title, detail, order) = match cause {
+            Cause::Order(order) => (
+                "urn:estoppel:problem:halted",
+                "An order forbids this",
+                format!("order {} reaches this request: {}", order.id, order.reason),
+                Some(Ordered::of(order)),
+            ),
+            Cause::Refused(refusal) => (
+                match refusal {
+                    Refusal::NotYetConnected => "urn:estoppel:problem:not-yet-connected",
+                    _ => "urn:estoppel:problem:lease-lost",
+                },
+                "The gateway cannot tell whether this may go on",
+                refusal.to_string(),
+                None,
+            ),
+            Cause::Policy | Cause::Stop | Cause::Idle => {
+                ("urn:estoppel:problem:ended", "The request was ended", String::new(), None)
+            }
+        };
+        let mut problem = Self::new(StatusCode::FORBIDDEN, kind, title, detail);
+        problem.destination = Some(destination);
+        problem.order = order;
+        problem
+    }
+
+    /// The destination cannot be connected to.
+    pub(crate) fn dial(error: &DialError, destination: String) -> Self {
+        let (status, kind, title) = match error {
+            DialError::Refused(cause) => return Self::refused(cause, destination),
+            DialError::Address { .. } => (
+                StatusCode::FORBIDDEN,
+                "urn:estoppel:problem:address-not-public",
+                "The destination's address is not public",
+            ),
+            DialError::Timeout => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "urn:estoppel:problem:destination-silent",
+                "The destination does not answer",
+            ),
+            DialError::Resolve(_) | DialError::Connect(_) => (
+                StatusCode::BAD_GATEWAY,
+                "urn:estoppel:problem:destination-unreachable",
+                "The destination cannot be reached",
+            ),
+        };
+        let mut problem = Self::new(status, kind, title, format!("{destination}: {error}"));
+        problem.destination = Some(destination);
+        problem
+    }
+
+    /// The destination took the connection and then gave no valid answer.
+    pub(crate) fn no_answer(destination: String) -> Self {
+        let mut problem = Self::new(
+            StatusCode::BAD_GATEWAY,
+            "urn:estoppel:problem:no-answer",
+            "The destination gave no answer",
+            format!("{destination} closed the connection or broke the protocol"),
+        );
+        problem.destination = Some(destination);
+        problem
+    }
+
+    /// The answer; the connection is closed behind it.
+    pub(crate) fn into_response(self) -> Response<Body> {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::BAD_GATEWAY);
+        let json = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = Response::new(Either::Left(Full::new(Bytes::from(json))));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        let json = HeaderValue::from_static("application/problem+json");
+        headers.insert(header::CONTENT_TYPE, json);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            let basic = HeaderValue::from_static("Basic realm=\"estoppel\"");
+            headers.insert(header::PROXY_AUTHENTICATE, basic);
+        }
+        response
+    }
+}
+
+impl Ordered {
+    fn of(order: &Order) -> Self {
+        Self {
+            id: order.id.to_string(),
+            reason: order.reason.clone(),
+            issued_by: order.issued_by.to_string(),
+            issued_at: order.issued_at.to_string(),
+        }
+    }
+}
