@@ -69,7 +69,8 @@ fn no_lint_is_silenced_for_good() {
 /// Invariant *inert*: templates escape, always.
 #[test]
 fn templates_escape_always() {
-    nowhere(&["rs", "html", "md"], &[["|sa", "fe"], ["| sa", "fe"]]);
+    let ends = [["|sa", "fe}}"], ["|sa", "fe }}"], ["| sa", "fe}}"], ["| sa", "fe }}"]];
+    nowhere(&["rs", "html", "md"], &ends);
 }
 
 #[test]
