@@ -2,6 +2,8 @@
 //! six ids. Beside them one reading of `CLOCK_BOOTTIME`, which a check in an enforcer adds, and
 //! what putting one more halt in force takes while readers hold the old verdicts.
 
+#![expect(clippy::expect_used, reason = "a benchmark")]
+
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};

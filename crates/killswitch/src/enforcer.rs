@@ -16,6 +16,8 @@ use estoppel_model::{
     Boottime, EnforcerId, EntityId, Order, OrderBody, OrderId, SignedOrder, Subject,
 };
 
+use serde::{Deserialize, Serialize};
+
 use self::confirmations::Confirmations;
 use crate::{
     Audience, Insert, Lease, Now, OrderSet, Signatures, Verdicts,
@@ -123,7 +125,8 @@ pub enum Effect {
 }
 
 /// One thing to keep over a restart.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Keep {
     /// The server's key.
     ServerKey(String),

@@ -16,9 +16,11 @@ pub(crate) struct Entry {
     pub(crate) range: Option<VersionRange>,
 }
 
+/// What entries are sorted by. One order can stand under one name with several ranges.
+type Key<'a> = (Timestamp, OrderId, Option<&'a VersionRange>);
+
 impl Entry {
-    /// An order of one scope can stand under one name with several ranges.
-    fn key(&self) -> (Timestamp, OrderId, Option<&VersionRange>) {
+    fn key(&self) -> Key<'_> {
         (self.order.issued_at, self.order.id, self.range.as_ref())
     }
 }
@@ -35,7 +37,7 @@ impl Sorted {
             self.chunks.push(Arc::new(vec![entry]));
             return;
         }
-        let index = self.chunk_of(&entry).min(self.chunks.len() - 1);
+        let index = self.chunk_of(entry.key()).min(self.chunks.len() - 1);
         let chunk = Arc::make_mut(&mut self.chunks[index]);
         let Err(place) = chunk.binary_search_by(|other| other.key().cmp(&entry.key())) else {
             return;
@@ -48,7 +50,7 @@ impl Sorted {
     }
 
     pub(crate) fn remove(&mut self, entry: &Entry) {
-        let index = self.chunk_of(entry);
+        let index = self.chunk_of(entry.key());
         let Some(chunk) = self.chunks.get_mut(index) else { return };
         let Ok(place) = chunk.binary_search_by(|other| other.key().cmp(&entry.key())) else {
             return;
@@ -59,11 +61,17 @@ impl Sorted {
         }
     }
 
-    /// The first chunk whose last entry is not before `entry`.
-    fn chunk_of(&self, entry: &Entry) -> usize {
-        let before =
-            |chunk: &Arc<Vec<Entry>>| chunk.last().is_some_and(|last| last.key() < entry.key());
-        self.chunks.partition_point(before)
+    /// Whether the order stands here under this range.
+    pub(crate) fn contains(&self, order: &Order, range: Option<&VersionRange>) -> bool {
+        let key = (order.issued_at, order.id, range);
+        self.chunks
+            .get(self.chunk_of(key))
+            .is_some_and(|chunk| chunk.binary_search_by(|other| other.key().cmp(&key)).is_ok())
+    }
+
+    /// The first chunk whose last entry is not before the key.
+    fn chunk_of(&self, key: Key<'_>) -> usize {
+        self.chunks.partition_point(|chunk| chunk.last().is_some_and(|last| last.key() < key))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -102,7 +110,11 @@ mod tests {
                 }
             }
             let found: Vec<_> = sorted.iter().map(|entry| entry.order.id).collect();
-            prop_assert_eq!(found, naive.into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(found, naive.iter().copied().collect::<Vec<_>>());
+            for n in 0..400 {
+                let order = halt(n, &["global"], None);
+                prop_assert_eq!(sorted.contains(&order, None), naive.contains(&order.id));
+            }
             prop_assert!(sorted.chunks.iter().all(|chunk| (1..=CHUNK_MAX).contains(&chunk.len())));
         }
     }

@@ -68,11 +68,22 @@ impl Verdicts {
     pub fn halts_at(&self, scopes: &ScopeSet) -> Vec<Arc<Order>> {
         let Some(first) = scopes.iter().next() else { return Vec::new() };
         let named = |order: &Order| scopes.iter().all(|scope| has_scope(order, scope));
-        let mut halts: Vec<Arc<Order>> =
-            self.halts.at(first).filter(|order| named(order)).cloned().collect();
+        let sorted = self.halts.sorted_at(first).into_iter();
+        let orders = sorted.flat_map(Sorted::iter).map(|entry| &entry.order);
+        let mut halts: Vec<Arc<Order>> = orders.filter(|order| named(order)).cloned().collect();
         // With several ranges of one plugin an order stands several times under the name.
         halts.dedup_by_key(|order| order.id);
         halts
+    }
+
+    /// Whether this very order is in force and stops whom it reaches.
+    pub fn halts(&self, order: &Order) -> bool {
+        let Some(scope) = order.scope.iter().next() else { return false };
+        let range = match scope {
+            Scope::PluginVersions { range, .. } => Some(range),
+            _ => None,
+        };
+        self.halts.sorted_at(scope).is_some_and(|sorted| sorted.contains(order, range))
     }
 
     /// How many orders are in force.
@@ -232,14 +243,13 @@ impl Reach {
         }
     }
 
-    /// The orders that stand under the scope's name, earliest first.
-    fn at(&self, scope: &Scope) -> impl Iterator<Item = &Arc<Order>> {
-        let sorted = match scope {
+    /// The orders that stand under the scope's name.
+    fn sorted_at(&self, scope: &Scope) -> Option<&Sorted> {
+        match scope {
             Scope::Global => Some(&self.global),
             Scope::Entity { kind, id } => self.named(*kind, id),
             Scope::PluginVersions { name, .. } => self.named(Kind::Plugin, name),
-        };
-        sorted.into_iter().flat_map(Sorted::iter).map(|entry| &entry.order)
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use estoppel_killswitch::frame::EnforcerKind;
-use estoppel_model::{Secret, Subject};
+use estoppel_model::{Actor, OrderId, Secret, Subject};
 use url::Url;
 
 use crate::upload::{EventBuffer, UploadError};
@@ -31,7 +31,8 @@ pub struct LinkConfig {
     pub name: String,
     /// The subjects that it enforces, where it knows them beforehand; empty: whatever it meets.
     pub subjects: Vec<Subject>,
-    /// Folder for the orders, the server's key and the spool over a restart; `None`: memory only.
+    /// Folder for the orders, the server's key and the spool over a restart, of this link alone;
+    /// `None`: memory only.
     pub state_dir: Option<PathBuf>,
     /// What to do while the lease is over.
     pub on_lost: OnLost,
@@ -67,6 +68,27 @@ pub enum LinkError {
     /// Events cannot be sent.
     #[error(transparent)]
     Events(#[from] UploadError),
+    /// Only halts can be given without a server.
+    #[error("order {id} is no halt: only halts can be given on a host")]
+    LocalNoHalt {
+        /// The order.
+        id: OrderId,
+    },
+    /// Whoever gives a halt on a host is named as such.
+    #[error("`{actor}` is no local actor: write `local:USER@HOST`")]
+    LocalActor {
+        /// The name.
+        actor: Actor,
+    },
+    /// An id names one order.
+    #[error("order {id} is known here with another text, or has ended: take a new id")]
+    LocalKnown {
+        /// The order.
+        id: OrderId,
+    },
+    /// The order cannot be written as JSON.
+    #[error("the order cannot be written")]
+    LocalText(#[source] serde_json::Error),
     /// The operating system gave no random bytes for a key.
     #[error("no random bytes for the enforcer's key")]
     Random(#[source] getrandom::Error),

@@ -1,17 +1,34 @@
 //! The handle that an enforcer holds.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
-use estoppel_killswitch::frame::{Action, Outcome, Settlement};
-use estoppel_model::{Boottime, Clock, EnforcerId, Order, OrderId};
+use estoppel_killswitch::{
+    enforcer::{Enforcer, Input, Kept, Profile},
+    frame::{Action, Outcome, Settlement},
+    server::LOCAL_ACTOR_PREFIX,
+};
+use estoppel_model::{Boottime, Clock, EnforcerId, Order, OrderBody, OrderId};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{LinkConfig, LinkError, View};
+use crate::{
+    LinkConfig, LinkError, UploadConfig, UploadStatus, Uploader, View,
+    cache::{Cache, Found},
+    connection::Connector,
+    keys::{Ed25519, Keys},
+    station::Station,
+    tasks,
+};
+
+/// Room for events between the link and the enforcer; the link queues more by itself.
+const EVENTS: usize = 64;
 
 /// An enforcer's connection to its servers. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Link {}
+#[derive(Clone)]
+pub struct Link {
+    station: Arc<Station>,
+    uploader: Uploader,
+}
 
 /// What an enforcer acts upon. Its view has changed before the event is sent.
 #[derive(Debug, Clone)]
@@ -45,6 +62,8 @@ pub struct LinkStatus {
     pub orders_in_force: usize,
     /// What is wrong, in words, such as a server whose key has changed.
     pub problem: Option<String>,
+    /// How the events fare.
+    pub events: UploadStatus,
 }
 
 /// What giving a halt on this host came to.
@@ -57,40 +76,130 @@ pub struct LocalHalt {
 }
 
 impl Link {
-    /// Starts to connect in the background. Everything is refused until the first hello, unless
-    /// `config.on_lost` allows.
+    /// Starts to connect in the background. Everything is refused until a server has answered,
+    /// unless `config.on_lost` allows. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// When the configuration cannot work; a server that is away is no error.
     pub fn start(
-        _config: LinkConfig,
-        _clock: Arc<dyn Clock>,
-        _tasks: &TaskTracker,
-        _stop: CancellationToken,
+        config: LinkConfig,
+        clock: Arc<dyn Clock>,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
     ) -> Result<(Self, mpsc::Receiver<LinkEvent>), LinkError> {
-        Err(LinkError::NoServer)
+        let connector = Connector::new(&config.servers, &config.token)?;
+        let state_dir = config.state_dir.as_deref();
+        let (cache, Found { kept, damaged }) = match state_dir {
+            Some(dir) => {
+                let failed = |source| LinkError::StateDir { path: dir.to_owned(), source };
+                let (cache, found) = Cache::open(dir).map_err(failed)?;
+                (Some(cache), found)
+            }
+            None => (None, Found::default()),
+        };
+        let keys = Keys::open(state_dir)?;
+        let uploader = Uploader::start(
+            UploadConfig {
+                servers: config.servers,
+                token: config.token,
+                spool_dir: state_dir.map(|dir| dir.join("events")),
+                buffer: config.events,
+            },
+            Arc::clone(&clock),
+            tasks,
+            stop.clone(),
+        )?;
+        let profile = Profile {
+            id: EnforcerId::new(),
+            kind: config.kind,
+            name: config.name,
+            subjects: config.subjects,
+            key: keys.public().to_owned(),
+            gaps: config.gaps,
+        };
+        let id = profile.id;
+        let (enforcer, damage) = restore(profile, kept, damaged);
+        let station =
+            Arc::new(Station::new(id, enforcer, clock, keys, config.on_lost, cache, damage));
+        let (sender, events) = mpsc::channel(EVENTS);
+        tasks::start(&station, connector, sender, tasks, &stop);
+        Ok((Self { station, uploader }, events))
     }
 
     /// What enforcement code asks.
     pub fn view(&self) -> View {
-        View {}
+        self.station.view()
+    }
+
+    /// Where events go to.
+    pub fn uploader(&self) -> Uploader {
+        self.uploader.clone()
     }
 
     /// Says that the order's work in flight has ended here: the second stage of a confirmation.
-    /// The first stage the link sends itself.
-    pub fn settled(&self, _order: OrderId, _settlement: Settlement) {}
-
-    /// Says what an action came to.
-    pub fn outcome(&self, _outcome: Outcome) {}
-
-    /// Puts a halt in force here at once, without any server, signed with this enforcer's own key.
-    ///
-    /// # Errors
-    /// When the order is no halt or cannot be signed.
-    pub fn halt_locally(&self, _order: Order) -> Result<LocalHalt, LinkError> {
-        Err(LinkError::NoServer)
+    /// The first stage the link sends itself. Said again, the last word counts.
+    pub fn settled(&self, order: OrderId, settlement: Settlement) {
+        self.station.step(Input::Settled { order, settlement });
     }
 
-    /// Resolves once the orders are in step with a server's for the first time.
-    pub async fn ready(&self) {}
+    /// Says what an action came to.
+    pub fn outcome(&self, outcome: Outcome) {
+        self.station.step(Input::Outcome(outcome));
+    }
+
+    /// Puts a halt in force here at once, without any server, signed with this enforcer's own key;
+    /// `order.issued_by` says who, as `local:USER@HOST`. Blocks for one fsync after it is in force.
+    ///
+    /// # Errors
+    /// When the order is no halt, does not name a local actor, or its id is known already.
+    pub fn halt_locally(&self, order: Order) -> Result<LocalHalt, LinkError> {
+        if !matches!(order.body, OrderBody::Halt { .. }) {
+            return Err(LinkError::LocalNoHalt { id: order.id });
+        }
+        if !order.issued_by.as_str().starts_with(LOCAL_ACTOR_PREFIX) {
+            return Err(LinkError::LocalActor { actor: order.issued_by });
+        }
+        self.station.halt_locally(order)
+    }
+
+    /// Resolves once a lease holds for the first time: the orders are in step with a server's and
+    /// what is not halted may go. Safe to cancel.
+    pub async fn ready(&self) {
+        let mut ready = self.station.ready.subscribe();
+        // The sender lives in the station, which this handle holds.
+        let _ = ready.wait_for(|ready| *ready).await;
+    }
+
+    /// How this link stands.
+    pub fn status(&self) -> LinkStatus {
+        let standing = self.station.standing();
+        LinkStatus {
+            enforcer: self.station.id,
+            connected_to: standing.connected_to,
+            lease_until: standing.lease_until,
+            orders_in_force: standing.orders_in_force,
+            problem: standing.problem,
+            events: self.uploader.status(),
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("enforcer", &self.station.id).finish_non_exhaustive()
+    }
+}
+
+/// The enforcer with what was kept, and what is wrong with that.
+fn restore(profile: Profile, kept: Kept, damaged: usize) -> (Enforcer, Option<String>) {
+    let (enforcer, forged) = Enforcer::new(profile, Box::new(Ed25519), kept);
+    let damage = (damaged + forged > 0).then(|| {
+        let damage = format!(
+            "the kept orders are damaged ({damaged} lines cannot be read, {forged} are not rightly \
+             signed): refusing until a server has answered"
+        );
+        tracing::error!("{damage}");
+        damage
+    });
+    (enforcer, damage)
 }

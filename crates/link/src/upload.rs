@@ -28,7 +28,7 @@ use std::{
     },
 };
 
-use estoppel_model::{Clock, Event, EVENT_BYTES_MAX, Secret};
+use estoppel_model::{Clock, EVENT_BYTES_MAX, Event, Secret};
 use serde::Serialize;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;

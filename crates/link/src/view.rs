@@ -1,12 +1,35 @@
-//! What the enforcement code asks: may this subject act? Lock-free, without network or disk.
+//! What enforcement code asks: may this subject act? (Invariant *hot-path-is-local*.)
+//!
+//! A check reads one atomic pointer and the boot clock and looks into an index: no lock, no
+//! allocation, no disk, no network. The lease is judged at each check, so that an enforcer refuses
+//! the moment its lease is over, whatever its tasks are doing.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
-use estoppel_model::{Limit, Order, Subject};
+use arc_swap::ArcSwap;
+use estoppel_killswitch::{Verdicts, reaches};
+use estoppel_model::{Boottime, Clock, Limit, Order, OrderBody, Subject};
+
+use crate::OnLost;
 
 /// The orders in force and the lease, as they are at the moment of each call. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct View {}
+#[derive(Clone)]
+pub struct View {
+    pub(crate) published: Arc<ArcSwap<Published>>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) on_lost: OnLost,
+}
+
+/// What checks are judged by until the next publication.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Published {
+    pub(crate) verdicts: Verdicts,
+    /// When the lease is over; `None` before the first.
+    pub(crate) lease_until: Option<Boottime>,
+    /// What was kept over the restart is damaged: a halt may be missing, so nothing goes before a
+    /// server has said what is ordered.
+    pub(crate) doubted: bool,
+}
 
 /// Why a subject must not act.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -15,12 +38,12 @@ pub enum Refusal {
     #[error("halted by order {}", .0.id)]
     Halted(Arc<Order>),
     /// An order of a kind that this version does not know reaches it.
-    #[error("order {} is of a kind that this version does not know", .0.id)]
+    #[error("order {} is of a kind that this version does not know: update this enforcer", .0.id)]
     Unsupported(Arc<Order>),
     /// The lease is over: no server has answered for too long.
     #[error("no server has answered for longer than the lease")]
     LeaseLost,
-    /// No server has been reached since the start.
+    /// No server has answered since the start.
     #[error("no server has been reached yet")]
     NotYetConnected,
 }
@@ -29,24 +52,54 @@ impl View {
     /// Whether the subject may act now.
     ///
     /// # Errors
-    /// The [`Refusal`], halts first.
-    pub fn check(&self, _subject: &Subject) -> Result<(), Refusal> {
-        Err(Refusal::NotYetConnected)
+    /// The [`Refusal`]; a halt goes before a lost lease.
+    #[inline]
+    pub fn check(&self, subject: &Subject) -> Result<(), Refusal> {
+        let published = self.published.load();
+        if let Some(order) = published.verdicts.check(subject) {
+            let order = Arc::clone(order);
+            return Err(match order.body {
+                OrderBody::Unsupported => Refusal::Unsupported(order),
+                _ => Refusal::Halted(order),
+            });
+        }
+        match published.lease_until {
+            Some(until) if self.clock.boottime() < until => Ok(()),
+            _ if self.on_lost == OnLost::Allow && !published.doubted => Ok(()),
+            Some(_) => Err(Refusal::LeaseLost),
+            None => Err(Refusal::NotYetConnected),
+        }
     }
 
     /// The earliest order that blocks the destination for the subject. `host` is in the normal form
     /// of [`estoppel_model::Destination`].
-    pub fn blocked(&self, _subject: &Subject, _host: &str, _port: u16) -> Option<Arc<Order>> {
-        None
+    pub fn blocked(&self, subject: &Subject, host: &str, port: u16) -> Option<Arc<Order>> {
+        self.published.load().verdicts.blocked(subject, host, port).cloned()
     }
 
     /// The strictest of the limits that reach the subject.
-    pub fn limit(&self, _subject: &Subject) -> Limit {
-        Limit::default()
+    pub fn limit(&self, subject: &Subject) -> Limit {
+        self.published.load().verdicts.limit(subject)
     }
 
-    /// Whether this order is a halt in force that reaches the subject.
-    pub fn halted_by(&self, _order: &Order, _subject: &Subject) -> bool {
-        false
+    /// The earliest order by which the subject is watched closely.
+    pub fn watched(&self, subject: &Subject) -> Option<Arc<Order>> {
+        self.published.load().verdicts.watched(subject).cloned()
+    }
+
+    /// Whether the order stops the subject and has not ended.
+    pub fn halted_by(&self, order: &Order, subject: &Subject) -> bool {
+        reaches(order, subject) && self.published.load().verdicts.halts(order)
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let published = self.published.load();
+        f.debug_struct("View")
+            .field("in_force", &published.verdicts.in_force())
+            .field("lease_until", &published.lease_until)
+            .field("on_lost", &self.on_lost)
+            .finish_non_exhaustive()
     }
 }

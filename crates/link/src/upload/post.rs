@@ -43,7 +43,10 @@ enum Answer {
     Report(IngestReport),
     /// The server does not take these bytes, whenever they are sent.
     BatchRefused(StatusCode),
-    Failed { reason: String, retry_after: Option<Duration> },
+    Failed {
+        reason: String,
+        retry_after: Option<Duration>,
+    },
 }
 
 /// Posts batches.

@@ -160,8 +160,7 @@ impl Pump {
         if self.spool.as_ref().is_none_or(Spool::is_empty) {
             return None;
         }
-        let chunk =
-            self.on_disk(|spool| spool.oldest(BATCH_EVENTS_MAX, BATCH_BYTES_MAX)).await?;
+        let chunk = self.on_disk(|spool| spool.oldest(BATCH_EVENTS_MAX, BATCH_BYTES_MAX)).await?;
         (!chunk.lines.is_empty()).then_some(chunk)
     }
 

@@ -86,8 +86,7 @@ impl Server {
         let (store, stored) = watch::channel(Store::default());
         let reactions = Mutex::new(reactions.iter().copied().collect());
         let shelf = Arc::new(Shelf { store, reactions, leave: may_go });
-        let router =
-            Router::new().route("/v1/events", post(take)).with_state(Arc::clone(&shelf));
+        let router = Router::new().route("/v1/events", post(take)).with_state(Arc::clone(&shelf));
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         TaskTracker::new().spawn(async move {
@@ -159,7 +158,9 @@ async fn take(State(shelf): State<Arc<Shelf>>, headers: HeaderMap, body: Bytes) 
             answer(StatusCode::BAD_REQUEST, Body::empty())
         }
         Reaction::Portal => answer(StatusCode::OK, "<html>Welcome</html>".into()),
-        Reaction::Miscount => answer(StatusCode::OK, r#"{"accepted":0,"duplicates":0,"rejected_count":0}"#.into()),
+        Reaction::Miscount => {
+            answer(StatusCode::OK, r#"{"accepted":0,"duplicates":0,"rejected_count":0}"#.into())
+        }
         Reaction::TakeAndHangUp => {
             let half = Bytes::copy_from_slice(&json[..json.len() / 2]);
             let parts = [Ok(half), Err(std::io::Error::other("hung up"))];
@@ -376,7 +377,8 @@ async fn what_finds_no_room_is_reported_with_its_number_and_times() {
         let store = server.until(|store| lost(store) == status.lost).await;
         assert_eq!(store.tools().len() as u64 + status.lost, 1_000, "on disk: {on_disk}");
         let first = &store.gaps()[0]["attributes"];
-        let time = |field: &str| first[field].as_str().unwrap().parse::<estoppel_model::Timestamp>();
+        let time =
+            |field: &str| first[field].as_str().unwrap().parse::<estoppel_model::Timestamp>();
         assert!(start <= time("from").unwrap() && time("from").unwrap() <= time("to").unwrap());
     }
 }
@@ -491,7 +493,8 @@ async fn nothing_is_lost_or_doubled_by_any_order_of_faults() {
         let mut server = Server::start(&reactions).await;
         let mut sent = 0;
         for _ in 0..3 {
-            let sender = Sender::start(vec![server.url()], Some(dir.path()), EventBuffer::default());
+            let sender =
+                Sender::start(vec![server.url()], Some(dir.path()), EventBuffer::default());
             for _ in 0..random.random_range(1..20) {
                 let count = random.random_range(1..60);
                 sender.send(sent..sent + count);
@@ -507,7 +510,8 @@ async fn nothing_is_lost_or_doubled_by_any_order_of_faults() {
         let sender = Sender::start(vec![server.url()], Some(dir.path()), EventBuffer::default());
         let store = server.until(|store| store.kept.len() >= sent).await;
         sender.until(|status| status.spooled == 0).await;
-        let mut tools: Vec<usize> = store.tools().iter().map(|tool| tool.parse().unwrap()).collect();
+        let mut tools: Vec<usize> =
+            store.tools().iter().map(|tool| tool.parse().unwrap()).collect();
         tools.sort_unstable();
         assert_eq!(tools, (0..sent).collect::<Vec<_>>(), "seed {seed}");
         sender.end().await;

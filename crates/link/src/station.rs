@@ -1,0 +1,324 @@
+//! The enforcer's state behind its lock, and the carrying out of its effects.
+//!
+//! Verdicts are published in the same moment in which an order is taken; nothing else (a slow
+//! consumer of events, a slow disk, a stuck connection) is waited for before that. What must wait
+//! is queued here for the tasks of `tasks.rs`: frames, events, things to keep.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+use estoppel_killswitch::{
+    Now,
+    enforcer::{Effect, Enforcer, Input, Keep},
+    frame::{Action, ActionResult, Outcome, ToServer},
+};
+use estoppel_model::{Boottime, Clock, EnforcerId, Order};
+use tokio::sync::{Notify, watch};
+use url::Url;
+
+use crate::{
+    LinkError, LinkEvent, LocalHalt, OnLost, View, cache::Cache, keys::Keys, view::Published,
+};
+
+/// Most actions that wait for the consumer; of more, each fails at once and says so.
+const ACTIONS_MAX: usize = 256;
+/// Most frames that wait for the connection; with more it is given up.
+const FRAMES_MAX: usize = 100_000;
+
+/// What the handles and the tasks of a link share.
+pub(crate) struct Station {
+    pub(crate) id: EnforcerId,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) keys: Keys,
+    on_lost: OnLost,
+    published: Arc<ArcSwap<Published>>,
+    state: Mutex<State>,
+    cache: Mutex<Option<Cache>>,
+    pub(crate) ready: watch::Sender<bool>,
+    /// Frames wait.
+    pub(crate) frames: Notify,
+    /// Events wait.
+    pub(crate) events: Notify,
+    /// Things to keep wait.
+    pub(crate) keeps: Notify,
+    /// The connection is to end.
+    pub(crate) hang_up: Notify,
+    /// The next tick may be due earlier than it was.
+    pub(crate) ticks: Notify,
+}
+
+struct State {
+    enforcer: Enforcer,
+    doubted: bool,
+    frames: VecDeque<ToServer>,
+    events: VecDeque<LinkEvent>,
+    actions: usize,
+    /// Nobody receives events any more.
+    deaf: bool,
+    keeps: Vec<Keep>,
+    /// The kept file is damaged and can be written anew.
+    rewrite: bool,
+    connected_to: Option<Url>,
+    problem: Option<String>,
+}
+
+/// How a station stands.
+pub(crate) struct Standing {
+    pub(crate) connected_to: Option<Url>,
+    pub(crate) lease_until: Option<Boottime>,
+    pub(crate) orders_in_force: usize,
+    pub(crate) problem: Option<String>,
+}
+
+impl Station {
+    pub(crate) fn new(
+        id: EnforcerId,
+        enforcer: Enforcer,
+        clock: Arc<dyn Clock>,
+        keys: Keys,
+        on_lost: OnLost,
+        cache: Option<Cache>,
+        damage: Option<String>,
+    ) -> Self {
+        let doubted = damage.is_some();
+        let published =
+            Published { verdicts: enforcer.verdicts().clone(), lease_until: None, doubted };
+        let state = State {
+            enforcer,
+            doubted,
+            frames: VecDeque::new(),
+            events: VecDeque::new(),
+            actions: 0,
+            deaf: false,
+            keeps: Vec::new(),
+            rewrite: false,
+            connected_to: None,
+            problem: damage,
+        };
+        Self {
+            id,
+            clock,
+            keys,
+            on_lost,
+            published: Arc::new(ArcSwap::from_pointee(published)),
+            state: Mutex::new(state),
+            cache: Mutex::new(cache),
+            ready: watch::Sender::new(false),
+            frames: Notify::new(),
+            events: Notify::new(),
+            keeps: Notify::new(),
+            hang_up: Notify::new(),
+            ticks: Notify::new(),
+        }
+    }
+
+    pub(crate) fn view(&self) -> View {
+        View {
+            published: Arc::clone(&self.published),
+            clock: Arc::clone(&self.clock),
+            on_lost: self.on_lost,
+        }
+    }
+
+    /// Takes what happened. What it means for checks holds when this returns.
+    pub(crate) fn step(&self, input: Input) {
+        self.step_locked(&mut self.lock(), input);
+    }
+
+    /// Puts a halt in force that is given on this host.
+    pub(crate) fn halt_locally(&self, mut order: Order) -> Result<LocalHalt, LinkError> {
+        let id = order.id;
+        {
+            let mut state = self.lock();
+            if order.tenant.is_none() {
+                order.tenant = state.enforcer.tenant().cloned();
+            }
+            let text = serde_json::to_string(&order).map_err(LinkError::LocalText)?;
+            self.step_locked(&mut state, Input::Local(self.keys.sign(text)));
+            if !state.enforcer.orders().is_in_force(id) {
+                return Err(LinkError::LocalKnown { id });
+            }
+        }
+        let durable = self.keep();
+        Ok(LocalHalt { order: id, durable })
+    }
+
+    /// Writes what waits to be kept; whether all of it is on the disk. Blocks.
+    pub(crate) fn keep(&self) -> bool {
+        // The file is locked first, so that what was taken out of the queue earlier is written
+        // earlier.
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let (keeps, replacement) = {
+            let mut state = self.lock();
+            let rewrite = std::mem::take(&mut state.rewrite);
+            (std::mem::take(&mut state.keeps), rewrite.then(|| state.enforcer.kept()))
+        };
+        let Some(cache) = cache.as_mut() else { return false };
+        let written = match replacement {
+            Some(kept) => cache.replace(kept),
+            None if keeps.is_empty() => return true,
+            None => cache.append(&keeps),
+        };
+        if let Err(error) = &written {
+            tracing::error!(%error, "orders are in force but cannot be kept over a restart");
+            self.lock().problem = Some(format!("orders cannot be kept over a restart: {error}"));
+        }
+        written.is_ok()
+    }
+
+    /// The connection stands.
+    pub(crate) fn connected(&self, server: &Url) {
+        let mut state = self.lock();
+        state.frames.clear();
+        state.connected_to = Some(server.clone());
+        self.step_locked(&mut state, Input::Connected);
+    }
+
+    /// The connection is gone, or could not be made. Returns whether orders were in step on it.
+    pub(crate) fn disconnected(&self, problem: String) -> bool {
+        let mut state = self.lock();
+        let was_in_sync = state.enforcer.is_in_sync();
+        state.frames.clear();
+        state.connected_to = None;
+        state.problem = Some(problem);
+        self.step_locked(&mut state, Input::Disconnected);
+        was_in_sync
+    }
+
+    pub(crate) fn next_frame(&self) -> Option<ToServer> {
+        self.lock().frames.pop_front()
+    }
+
+    pub(crate) fn next_event(&self) -> Option<LinkEvent> {
+        let mut state = self.lock();
+        let event = state.events.pop_front();
+        if matches!(event, Some(LinkEvent::Action(_))) {
+            state.actions -= 1;
+        }
+        event
+    }
+
+    /// Nobody receives events any more: they need not be queued.
+    pub(crate) fn nobody_listens(&self) {
+        let mut state = self.lock();
+        state.deaf = true;
+        state.events.clear();
+        state.actions = 0;
+    }
+
+    pub(crate) fn next_tick(&self) -> Boottime {
+        self.lock().enforcer.next_tick()
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        let state = self.lock();
+        let in_sync = state.enforcer.is_in_sync();
+        Standing {
+            connected_to: state.connected_to.clone().filter(|_| in_sync),
+            lease_until: state.enforcer.lease_until(),
+            orders_in_force: state.enforcer.verdicts().in_force(),
+            problem: state.problem.clone(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn step_locked(&self, state: &mut State, input: Input) {
+        let now = Now { wall: self.clock.now(), boot: self.clock.boottime() };
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            for effect in state.enforcer.step(input, now) {
+                inputs.extend(self.carry_out(state, effect));
+            }
+        }
+        self.ticks.notify_one();
+    }
+
+    /// Carries out an effect, which may lead to another input.
+    fn carry_out(&self, state: &mut State, effect: Effect) -> Option<Input> {
+        match effect {
+            Effect::Publish => self.publish(state),
+            Effect::Send(frame) => {
+                if state.frames.len() == FRAMES_MAX {
+                    state.problem = Some("the server takes no frames".to_owned());
+                    self.hang_up.notify_one();
+                } else {
+                    state.frames.push_back(frame);
+                    self.frames.notify_one();
+                }
+            }
+            Effect::Ordered(order) => self.tell(state, LinkEvent::Ordered(order)),
+            Effect::Released { orders } => self.tell(state, LinkEvent::Released { orders }),
+            Effect::Act(action) => return self.act(state, action),
+            Effect::LeaseLost => {
+                tracing::warn!(on_lost = ?self.on_lost, "the lease is over");
+                if self.on_lost == OnLost::Refuse {
+                    self.tell(state, LinkEvent::LeaseLost);
+                }
+            }
+            Effect::LeaseRegained => {
+                self.ready.send_replace(true);
+                self.tell(state, LinkEvent::LeaseRegained);
+            }
+            Effect::InSync => {
+                tracing::info!(server = ?state.connected_to.as_ref().map(Url::as_str), "in step");
+                state.problem = None;
+                if std::mem::take(&mut state.doubted) {
+                    state.rewrite = true;
+                    self.keeps.notify_one();
+                }
+                self.publish(state);
+            }
+            Effect::Keep(thing) => {
+                state.keeps.push(thing);
+                self.keeps.notify_one();
+            }
+            Effect::Disconnect { reason } => {
+                state.problem = Some(reason);
+                self.hang_up.notify_one();
+            }
+            Effect::Rejected { reason } => tracing::warn!(reason, "not taken"),
+        }
+        None
+    }
+
+    fn publish(&self, state: &State) {
+        self.published.store(Arc::new(Published {
+            verdicts: state.enforcer.verdicts().clone(),
+            lease_until: state.enforcer.lease_until(),
+            doubted: state.doubted,
+        }));
+    }
+
+    fn tell(&self, state: &mut State, event: LinkEvent) {
+        if !state.deaf {
+            state.events.push_back(event);
+            self.events.notify_one();
+        }
+    }
+
+    fn act(&self, state: &mut State, action: Box<Action>) -> Option<Input> {
+        if state.deaf || state.actions == ACTIONS_MAX {
+            let observed = format!("not tried: {ACTIONS_MAX} actions wait here, or nobody acts");
+            return Some(Input::Outcome(Outcome {
+                action: action.id,
+                result: ActionResult::Failed,
+                observed,
+                detail: serde_json::Value::Null,
+            }));
+        }
+        state.actions += 1;
+        self.tell(state, LinkEvent::Action(action));
+        None
+    }
+
+    /// What is wrong with the connection that is to end.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.lock().problem.clone()
+    }
+}
