@@ -159,12 +159,11 @@ fn userinfo(text: &[u8], found: &mut Vec<(Range<usize>, Rule)>) {
             !text[start + colon + 1..authority].iter().all(u8::is_ascii_digit)
         });
         let bracketed = text.get(start) == Some(&b'[');
-        if text[start..authority].contains(&b'@') || (no_port && !bracketed) {
-            if let Some(last) = text[start..url].iter().rposition(|byte| *byte == b'@') {
-                if last > 0 {
-                    found.push((start..start + last, Rule::Userinfo));
-                }
-            }
+        if (text[start..authority].contains(&b'@') || (no_port && !bracketed))
+            && let Some(last) = text[start..url].iter().rposition(|byte| *byte == b'@')
+            && last > 0
+        {
+            found.push((start..start + last, Rule::Userinfo));
         }
         from = start;
     }
