@@ -1,1 +1,40 @@
-//! Placeholder.
+//! The guard: Estoppel inside the agent's own process.
+//!
+//! A [`Guard`] keeps the orders that the server gave and answers, without network and without a
+//! lock, whether an agent may act ([`Guard::check`]). Around each piece of work [`Guard::step`]
+//! checks, runs it, cancels it when a halt arrives meanwhile, and records what was done in the
+//! audit log. Until the first contact with a server, and once no server has answered for a lease,
+//! it refuses.
+//!
+//! A guard *claims*: it is code in the process that it guards, so an agent that was taken over can
+//! leave it out. The gateway and the host enforcer do not depend on it. It bounds neither cost nor
+//! rate nor tools yet: of an order of kind `limit` it says that it does not enforce it.
+//!
+//! ```no_run
+//! # async fn agent() -> Result<(), Box<dyn std::error::Error>> {
+//! use estoppel_guard::{Guard, StepSpec};
+//! # async fn fetch(_: &str) -> String { String::new() }
+//!
+//! let guard = Guard::from_env()?.agent("support")?.connect()?;
+//! guard.ready().await;
+//! let subject = guard.subject("session:abc123")?;
+//! let spec = StepSpec::tool("fetch")?.destination("example.com")?;
+//! let page = guard.step(&subject, spec, |_| fetch("https://example.com")).await?;
+//! # drop(page); Ok(()) }
+//! ```
+
+mod audit;
+mod builder;
+mod denied;
+mod guard;
+mod in_flight;
+mod kill_switch;
+mod run;
+mod step;
+
+pub use builder::{Builder, ConnectError};
+pub use denied::{Denied, DeniedOrder, DeniedReason, Texts};
+pub use estoppel_link::{EventBuffer, LinkStatus, OnLost, WhenFull};
+pub use guard::{Guard, Mode};
+pub use kill_switch::KillSwitch;
+pub use step::{StepError, StepHandle, StepSpec, StepSpecError, Usage};

@@ -1,0 +1,212 @@
+//! What a refused agent is told: a text for its user, and the order for its program (row K4).
+
+use std::{borrow::Cow, sync::Arc};
+
+use estoppel_link::Refusal;
+use estoppel_model::{Actor, IncidentId, Order, OrderBody, OrderId, Scope, ScopeSet, Timestamp};
+use serde::Serialize;
+
+/// The texts that an agent's user sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Texts {
+    /// While everything is halted.
+    pub global: Cow<'static, str>,
+    /// While something narrower is halted, and whenever else a step is refused.
+    pub other: Cow<'static, str>,
+}
+
+impl Default for Texts {
+    fn default() -> Self {
+        Self {
+            global: "Agent operations suspended. Contact security team.".into(),
+            other: "Your agent session has been suspended.".into(),
+        }
+    }
+}
+
+/// A step must not be. Shown, it is the text for the agent's user; as JSON it says all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Denied {
+    /// The text for the agent's user.
+    pub message: Cow<'static, str>,
+    /// Why, in a word.
+    pub reason: DeniedReason,
+    /// The order behind it, where there is one. Behind a pointer, since a check that passes, too,
+    /// carries the room of its error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<Box<DeniedOrder>>,
+}
+
+/// Why a step must not be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeniedReason {
+    /// A halt reaches the subject.
+    Halted,
+    /// The step's destination is blocked.
+    Blocked,
+    /// An order of a kind that this version does not know reaches the subject.
+    UnsupportedOrder,
+    /// No server has answered for longer than the lease.
+    LeaseLost,
+    /// No server has been reached since the start.
+    NotYetConnected,
+    /// There is no room to record the step, and the owner chose to refuse then.
+    EventsFull,
+    /// The guard was closed.
+    Closed,
+}
+
+impl DeniedReason {
+    /// The reason's word, as in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Halted => "halted",
+            Self::Blocked => "blocked",
+            Self::UnsupportedOrder => "unsupported_order",
+            Self::LeaseLost => "lease_lost",
+            Self::NotYetConnected => "not_yet_connected",
+            Self::EventsFull => "events_full",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// The order behind a refusal: who, why, since when, and the incident.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeniedOrder {
+    /// The order.
+    pub id: OrderId,
+    /// What it reaches.
+    pub scope: ScopeSet,
+    /// Why it was given, in a person's words.
+    pub reason: String,
+    /// Who gave it.
+    pub issued_by: Actor,
+    /// Since when.
+    pub issued_at: Timestamp,
+    /// The incident that it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incident: Option<IncidentId>,
+}
+
+/// Why a step is refused or stopped, as the code passes it along.
+#[derive(Debug, Clone)]
+pub(crate) enum Cause {
+    /// By order.
+    Order(Arc<Order>),
+    /// For want of something.
+    Want(DeniedReason),
+}
+
+impl Cause {
+    /// The reason in a word.
+    pub(crate) fn reason(&self) -> DeniedReason {
+        match self {
+            Self::Want(reason) => *reason,
+            Self::Order(order) => match order.body {
+                OrderBody::Block { .. } => DeniedReason::Blocked,
+                OrderBody::Unsupported => DeniedReason::UnsupportedOrder,
+                _ => DeniedReason::Halted,
+            },
+        }
+    }
+
+    /// The order, if it is one.
+    pub(crate) const fn order(&self) -> Option<&Arc<Order>> {
+        match self {
+            Self::Order(order) => Some(order),
+            Self::Want(_) => None,
+        }
+    }
+
+    /// What the agent is told.
+    pub(crate) fn denied(&self, texts: &Texts) -> Denied {
+        let order = self.order();
+        let global = order.is_some_and(|order| order.scope.iter().any(|scope| *scope == Scope::Global));
+        Denied {
+            message: if global { texts.global.clone() } else { texts.other.clone() },
+            reason: self.reason(),
+            order: order.map(|order| {
+                Box::new(DeniedOrder {
+                    id: order.id,
+                    scope: order.scope.clone(),
+                    reason: order.reason.clone(),
+                    issued_by: order.issued_by.clone(),
+                    issued_at: order.issued_at,
+                    incident: order.incident,
+                })
+            }),
+        }
+    }
+}
+
+impl From<Refusal> for Cause {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Halted(order) | Refusal::Unsupported(order) => Self::Order(order),
+            Refusal::LeaseLost => Self::Want(DeniedReason::LeaseLost),
+            Refusal::NotYetConnected => Self::Want(DeniedReason::NotYetConnected),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(scope: &str, kind: &str) -> Arc<Order> {
+        let text = format!(
+            r#"{{"id":"01890a5d-ac96-774b-bcce-b302099a8057","scope":"{scope}","reason":"suspected prompt injection","issued_by":"alice","issued_at":"2026-02-05T03:00:00Z","incident":"01890a5d-ac96-774b-bcce-b302099a8058",{kind}}}"#
+        );
+        Arc::new(serde_json::from_str(&text).unwrap())
+    }
+
+    /// K4: both texts word for word, and who, why, since when, incident beside them.
+    #[test]
+    fn the_texts_and_the_order_are_those_of_row_k4() {
+        let check = |scope: &str, text: &str| {
+            let denied = Cause::Order(order(scope, r#""kind":"halt""#)).denied(&Texts::default());
+            assert_eq!(denied.to_string(), text, "{scope}");
+            assert_eq!(
+                serde_json::to_value(&denied).unwrap(),
+                serde_json::json!({
+                    "message": text,
+                    "reason": "halted",
+                    "order": {
+                        "id": "01890a5d-ac96-774b-bcce-b302099a8057",
+                        "scope": scope,
+                        "reason": "suspected prompt injection",
+                        "issued_by": "alice",
+                        "issued_at": "2026-02-05T03:00:00.000000Z",
+                        "incident": "01890a5d-ac96-774b-bcce-b302099a8058",
+                    }
+                })
+            );
+        };
+        check("global", "Agent operations suspended. Contact security team.");
+        check("user:bob", "Your agent session has been suspended.");
+        check("session:abc123", "Your agent session has been suspended.");
+    }
+
+    #[test]
+    fn the_texts_can_be_chosen() {
+        let texts = Texts { global: "Pause.".into(), other: "Paused.".into() };
+        let denied = Cause::Order(order("global", r#""kind":"halt""#)).denied(&texts);
+        assert_eq!(denied.to_string(), "Pause.");
+        assert_eq!(Cause::Want(DeniedReason::LeaseLost).denied(&texts).to_string(), "Paused.");
+    }
+
+    #[test]
+    fn the_word_says_what_kind_of_order_it_was() {
+        let check = |kind: &str, reason: &str| {
+            let denied = Cause::Order(order("session:a", kind)).denied(&Texts::default());
+            let json = serde_json::to_value(&denied).unwrap();
+            assert_eq!((json["reason"].as_str(), denied.reason.as_str()), (Some(reason), reason));
+        };
+        check(r#""kind":"halt""#, "halted");
+        check(r#""kind":"block","destination":"x.example""#, "blocked");
+        check(r#""kind":"teleport""#, "unsupported_order");
+    }
+}

@@ -1,0 +1,351 @@
+//! The guard itself: the check, the two kinds of step, and the task that carries out orders.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use estoppel_extract::HostPort;
+use estoppel_link::{Link, LinkEvent, LinkStatus, Uploader, View};
+use estoppel_model::{Clock, Event, OrderId, Scope, ScopeError, Subject};
+use tokio::sync::mpsc;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use crate::{
+    Builder, ConnectError, Denied, DeniedReason, KillSwitch, StepError, StepHandle, StepSpec, Texts,
+    audit,
+    denied::Cause,
+    in_flight::{InFlight, Settled},
+    kill_switch,
+    run::Run,
+};
+
+/// How long [`Guard::close`] waits for the last events.
+const CLOSE_MAX: Duration = Duration::from_secs(10);
+/// Most refusals of checks that are remembered as recorded.
+const NOTED_MAX: usize = 4_096;
+
+/// Whether a guard stops what is to be stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// It refuses and cancels.
+    #[default]
+    Enforce,
+    /// It only records what it would have stopped, with the decision `would_stop`.
+    Observe,
+}
+
+/// Estoppel inside the agent's process. Cheap to clone; the last clone that is dropped ends it.
+#[derive(Clone)]
+pub struct Guard {
+    shared: Arc<Shared>,
+    base: Arc<Subject>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    _stop_when_dropped: Arc<DropGuard>,
+}
+
+/// What the guard's handles, its steps and its task share.
+pub(crate) struct Shared {
+    pub(crate) in_flight: InFlight,
+    pub(crate) uploader: Uploader,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) mode: Mode,
+    pub(crate) texts: Texts,
+    link: Link,
+    view: View,
+    closed: AtomicBool,
+    /// Refusals by checks that have their record. A loop asks often; once is enough.
+    noted: Mutex<HashSet<(DeniedReason, Option<OrderId>, Subject)>>,
+}
+
+/// What a guard is made of.
+pub(crate) struct Parts {
+    pub(crate) link: Link,
+    pub(crate) events: mpsc::Receiver<LinkEvent>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) mode: Mode,
+    pub(crate) texts: Texts,
+    pub(crate) base: Subject,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Guard {
+    /// Starts to describe a guard.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Starts to describe a guard, with what the environment says: `ESTOPPEL_URL` (several servers
+    /// of one deployment separated by commas), `ESTOPPEL_TOKEN`, and optionally
+    /// `ESTOPPEL_STATE_DIR` and `ESTOPPEL_MODE` (`enforce` or `observe`).
+    ///
+    /// # Errors
+    /// When a variable is missing or wrong.
+    pub fn from_env() -> Result<Builder, ConnectError> {
+        Builder::from_vars(|name| std::env::var(name).ok())
+    }
+
+    pub(crate) fn start(parts: Parts) -> Self {
+        let Parts { link, events, clock, mode, texts, base, tasks, stop } = parts;
+        let shared = Arc::new(Shared {
+            in_flight: InFlight::default(),
+            uploader: link.uploader(),
+            clock,
+            mode,
+            texts,
+            view: link.view(),
+            link,
+            closed: AtomicBool::new(false),
+            noted: Mutex::default(),
+        });
+        tasks.spawn(carry_out_orders(Arc::clone(&shared), events, stop.clone()));
+        let stop_when_dropped = Arc::new(stop.clone().drop_guard());
+        Self {
+            shared,
+            base: Arc::new(base),
+            tasks,
+            stop,
+            _stop_when_dropped: stop_when_dropped,
+        }
+    }
+
+    /// Resolves when the orders are in step with a server's for the first time. Before, everything
+    /// is refused, unless the owner chose otherwise; set a timeout around it.
+    pub async fn ready(&self) {
+        self.shared.link.ready().await;
+    }
+
+    /// The guard's own subject with the ids of the scope added, such as `session:abc123`.
+    ///
+    /// # Errors
+    /// When the text is no scope.
+    pub fn subject(&self, scope: &str) -> Result<Subject, ScopeError> {
+        let scope: Scope = scope.parse()?;
+        Ok(kill_switch::subject_of(&scope, (*self.base).clone()))
+    }
+
+    /// Whether the subject may act now. Reads a clock and an index: no lock, no network, no disk.
+    ///
+    /// In [`Mode::Observe`] it never refuses. A refusal is recorded once for each order and subject.
+    ///
+    /// # Errors
+    /// When the subject must not act.
+    #[inline]
+    pub fn check(&self, subject: &Subject) -> Result<(), Denied> {
+        match self.shared.refusal(subject, None) {
+            None => Ok(()),
+            Some(cause) => self.shared.refused(subject, &cause),
+        }
+    }
+
+    /// Checks, runs the work, and records the step. When an order that reaches the subject arrives
+    /// meanwhile, the work's future is dropped at once.
+    ///
+    /// Dropping reaches what awaits. Work that does not yield goes on to its next `await`; its value
+    /// is withheld then. For work that blocks see [`Guard::step_blocking`].
+    ///
+    /// # Errors
+    /// When the step is refused, or was stopped before it ended.
+    pub async fn step<T, F, Fut>(
+        &self,
+        subject: &Subject,
+        spec: StepSpec,
+        work: F,
+    ) -> Result<T, StepError>
+    where
+        F: FnOnce(StepHandle) -> Fut,
+        Fut: Future<Output = T>,
+    {
+        let run = Run::begin(&self.shared, subject, spec, true)?;
+        let handle = run.handle();
+        let running = Arc::clone(&handle.running);
+        // The future must be gone before the step is said to have ended: hence the block.
+        let value = {
+            let work = pin!(work(handle));
+            tokio::select! {
+                biased;
+                () = running.stopped() => None,
+                value = work => Some(value),
+            }
+        };
+        match value {
+            Some(value) => run.finish(value),
+            None => Err(run.cancelled()),
+        }
+    }
+
+    /// As [`Guard::step`], for work that blocks its thread; it gets one of its own. Such work cannot
+    /// be interrupted: when an order arrives meanwhile, the call returns at once and the result will
+    /// be withheld, the order's confirmation names the step as not interruptible, and the audit log
+    /// says when the work really ended. Work that asks [`StepHandle::is_cancelled`] ends sooner.
+    ///
+    /// # Errors
+    /// When the step is refused, or was stopped before it ended.
+    ///
+    /// # Panics
+    /// When the work does.
+    pub async fn step_blocking<T, F>(
+        &self,
+        subject: &Subject,
+        spec: StepSpec,
+        work: F,
+    ) -> Result<T, StepError>
+    where
+        T: Send + 'static,
+        F: FnOnce(StepHandle) -> T + Send + 'static,
+    {
+        let run = Run::begin(&self.shared, subject, spec, false)?;
+        let handle = run.handle();
+        let running = Arc::clone(&handle.running);
+        let task = self.tasks.spawn_blocking(move || {
+            let value = work(handle);
+            (run, value)
+        });
+        tokio::select! {
+            biased;
+            () = running.stopped() => Err(self.shared.withhold(&running)),
+            joined = task => match joined {
+                Ok((run, value)) => run.finish(value),
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Err(_) => Err(StepError::RuntimeEnded),
+                },
+            },
+        }
+    }
+
+    /// The same orders for loops that ask by scope.
+    pub fn kill_switch(&self) -> KillSwitch {
+        KillSwitch::new(self.clone())
+    }
+
+    /// Sends an event of the caller's own. Never waits.
+    pub fn send(&self, event: Event) {
+        self.shared.uploader.send(event);
+    }
+
+    /// How the guard stands: connection, lease, orders, events on their way.
+    pub fn status(&self) -> LinkStatus {
+        self.shared.link.status()
+    }
+
+    /// Refuses all further steps, sends the last events, and ends the guard, within ten seconds.
+    pub async fn close(self) {
+        self.shared.closed.store(true, Relaxed);
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(CLOSE_MAX, self.tasks.wait()).await.is_err() {
+            tracing::warn!("the guard's last work did not end in time");
+        }
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("base", &self.base).field("mode", &self.shared.mode).finish()
+    }
+}
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("mode", &self.mode).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Why the subject must not act, or must not connect there.
+    #[inline]
+    pub(crate) fn refusal(&self, subject: &Subject, to: Option<&HostPort>) -> Option<Cause> {
+        if let Err(refusal) = self.view.check(subject) {
+            return Some(refusal.into());
+        }
+        if self.closed.load(Relaxed) {
+            return Some(Cause::Want(DeniedReason::Closed));
+        }
+        if self.uploader.refusing() {
+            return Some(Cause::Want(DeniedReason::EventsFull));
+        }
+        let to = to?;
+        self.view.blocked(subject, &to.host.to_string(), to.port).map(Cause::Order)
+    }
+
+    /// Tells the link what is settled.
+    pub(crate) fn settle(&self, settled: impl IntoIterator<Item = Settled>) {
+        for (order, settlement) in settled {
+            self.link.settled(order, settlement);
+        }
+    }
+
+    #[cold]
+    fn refused(&self, subject: &Subject, cause: &Cause) -> Result<(), Denied> {
+        let noted = (cause.reason(), cause.order().map(|order| order.id), subject.clone());
+        let is_new = {
+            let mut all = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+            if all.len() >= NOTED_MAX {
+                all.clear();
+            }
+            all.insert(noted)
+        };
+        let (decision, result) = match self.mode {
+            Mode::Enforce => ("denied", Err(cause.denied(&self.texts))),
+            Mode::Observe => ("would_stop", Ok(())),
+        };
+        if is_new {
+            self.uploader.send(audit::check(subject, cause, decision, self.clock.now()));
+        }
+        result
+    }
+
+    fn carry_out(&self, event: LinkEvent) {
+        match event {
+            LinkEvent::Ordered(order) => {
+                self.settle(self.in_flight.ordered(&order, self.mode, self.clock.boottime()));
+            }
+            LinkEvent::LeaseLost => self.in_flight.stop_where(self.mode, |running| {
+                self.view.check(&running.subject).err().map(Cause::from)
+            }),
+            LinkEvent::LeaseRegained => {
+                // The next loss of the lease is another one.
+                self.noted
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .retain(|(_, order, _)| order.is_some());
+            }
+            // Released steps were stopped for good; actions are for hosts and gateways.
+            LinkEvent::Released { .. } | LinkEvent::Action(_) => {}
+        }
+    }
+}
+
+/// Runs until `stop` or the link ends.
+async fn carry_out_orders(
+    shared: Arc<Shared>,
+    mut events: mpsc::Receiver<LinkEvent>,
+    stop: CancellationToken,
+) {
+    loop {
+        let until_overdue =
+            shared.in_flight.next_overdue().map(|at| at.since(shared.clock.boottime()));
+        tokio::select! {
+            biased;
+            event = events.recv() => match event {
+                Some(event) => shared.carry_out(event),
+                None => break,
+            },
+            () = tokio::time::sleep(until_overdue.unwrap_or_default()), if until_overdue.is_some() => {
+                shared.settle(shared.in_flight.overdue(shared.clock.boottime()));
+            }
+            () = stop.cancelled() => break,
+        }
+    }
+}

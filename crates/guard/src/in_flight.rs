@@ -1,0 +1,294 @@
+//! The steps under way: which of them an order stops, and when an order is settled.
+//!
+//! A step enters before it is checked. The view changes before an order arrives here. So an order is
+//! either seen by the check or finds the step in this register, never neither.
+//!
+//! An order is settled when every step that it stopped has ended or is named as one that cannot be
+//! interrupted: blocking work at once, work that does not yield after [`YIELD_MAX`]. This module
+//! only keeps the account; [`crate::guard`] tells the link.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
+    time::Duration,
+};
+
+use estoppel_link::frame::Settlement;
+use estoppel_model::{Boottime, Order, OrderBody, OrderId, Subject, Timestamp};
+use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    denied::Cause,
+    guard::Mode,
+    step::{StepSpec, Usage},
+};
+
+/// How long an asynchronous step may take to let go before it is named as not interruptible.
+pub(crate) const YIELD_MAX: Duration = Duration::from_millis(500);
+/// Most steps that a settlement names.
+const NAMED_MAX: usize = 100;
+
+/// An order with what settling it came to.
+pub(crate) type Settled = (OrderId, Settlement);
+
+/// A step under way.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// Who acts; with the step's tool and plugin.
+    pub(crate) subject: Subject,
+    pub(crate) spec: StepSpec,
+    /// Whether dropping its future ends it.
+    pub(crate) interruptible: bool,
+    pub(crate) began_at: Timestamp,
+    pub(crate) began: Boottime,
+    stop: CancellationToken,
+    stopped_by: OnceLock<Cause>,
+    /// In observe mode: what would have stopped it.
+    would_stop: OnceLock<Cause>,
+    /// Whether its record is written.
+    pub(crate) recorded: AtomicBool,
+    notes: Mutex<Notes>,
+}
+
+/// What the work itself adds to its record.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    pub(crate) result: Option<Box<RawValue>>,
+    pub(crate) usage: Usage,
+}
+
+impl Running {
+    pub(crate) fn new(
+        subject: Subject,
+        spec: StepSpec,
+        interruptible: bool,
+        began_at: Timestamp,
+        began: Boottime,
+    ) -> Self {
+        Self {
+            subject,
+            spec,
+            interruptible,
+            began_at,
+            began,
+            stop: CancellationToken::new(),
+            stopped_by: OnceLock::new(),
+            would_stop: OnceLock::new(),
+            recorded: AtomicBool::new(false),
+            notes: Mutex::default(),
+        }
+    }
+
+    /// Resolves when the step is stopped.
+    pub(crate) async fn stopped(&self) {
+        self.stop.cancelled().await;
+    }
+
+    /// Why the step is stopped, if it is.
+    pub(crate) fn stopped_by(&self) -> Option<&Cause> {
+        self.stopped_by.get()
+    }
+
+    /// Why the step would have been stopped or refused, were it not for observe mode.
+    pub(crate) fn would_stop(&self) -> Option<&Cause> {
+        self.would_stop.get()
+    }
+
+    /// Notes what would have stopped the step; the first counts.
+    pub(crate) fn note_would_stop(&self, cause: Cause) {
+        let _ = self.would_stop.set(cause);
+    }
+
+    pub(crate) fn notes(&self) -> MutexGuard<'_, Notes> {
+        // Each change is one assignment.
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the step; the first cause counts.
+    fn stop(&self, cause: Cause) {
+        let _ = self.stopped_by.set(cause);
+        self.stop.cancel();
+    }
+
+    /// Whether the order stops this step.
+    fn is_stopped_by(&self, order: &Order) -> bool {
+        let by_kind = match &order.body {
+            OrderBody::Halt { .. } | OrderBody::Unsupported => true,
+            OrderBody::Block { destination } => self
+                .spec
+                .destination
+                .as_ref()
+                .is_some_and(|to| destination.covers(&to.host.to_string(), to.port)),
+            OrderBody::Release { .. } | OrderBody::Watch { .. } | OrderBody::Limit { .. } => false,
+        };
+        by_kind && order.scope.reaches(&self.subject)
+    }
+
+    /// The step in words, for a settlement. Names are ids and hold nothing that deceives.
+    fn name(&self) -> String {
+        match &self.spec.tool {
+            Some(tool) => format!("tool {tool}"),
+            None => "a step without a tool".to_owned(),
+        }
+    }
+}
+
+/// Names a step in the register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct StepId(u64);
+
+/// How a step leaves the register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// It was refused.
+    NeverBegan,
+    /// Its future was dropped.
+    Dropped,
+    /// Its work came to its end.
+    ByItself,
+}
+
+/// The register.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    entered: u64,
+    steps: HashMap<StepId, Arc<Running>>,
+    settling: HashMap<OrderId, Settling>,
+}
+
+/// An order some of whose steps have not ended.
+#[derive(Debug)]
+struct Settling {
+    waits_for: HashSet<StepId>,
+    settlement: Settlement,
+    /// When those that are left are named as not interruptible.
+    until: Boottime,
+}
+
+impl InFlight {
+    /// Enters a step.
+    pub(crate) fn enter(&self, running: Arc<Running>) -> StepId {
+        let mut inner = self.lock();
+        let id = StepId(inner.entered);
+        inner.entered += 1;
+        inner.steps.insert(id, running);
+        id
+    }
+
+    /// Stops the steps that an order reaches. Returns the order if it is settled by that.
+    pub(crate) fn ordered(&self, order: &Arc<Order>, mode: Mode, now: Boottime) -> Option<Settled> {
+        let mut inner = self.lock();
+        let mut waits_for = HashSet::new();
+        let mut settlement = Settlement { observed_only: mode == Mode::Observe, ..Settlement::default() };
+        if let OrderBody::Limit { .. } | OrderBody::Watch { .. } = order.body {
+            settlement.containment = Some("a guard does not enforce this kind of order".to_owned());
+        }
+        for (id, running) in &inner.steps {
+            if !running.is_stopped_by(order) {
+                continue;
+            }
+            let cause = Cause::Order(Arc::clone(order));
+            if mode == Mode::Observe {
+                running.note_would_stop(cause);
+                settlement.steps_cancelled += 1;
+            } else {
+                running.stop(cause);
+                if running.interruptible {
+                    waits_for.insert(*id);
+                } else {
+                    name(&mut settlement, running, "blocking work, its result is withheld");
+                }
+            }
+        }
+        if waits_for.is_empty() {
+            return Some((order.id, settlement));
+        }
+        let settling = Settling { waits_for, settlement, until: now + YIELD_MAX };
+        inner.settling.insert(order.id, settling);
+        None
+    }
+
+    /// Stops the steps for which `cause_of` has one; for the end of a lease.
+    pub(crate) fn stop_where(&self, mode: Mode, cause_of: impl Fn(&Running) -> Option<Cause>) {
+        for running in self.lock().steps.values() {
+            match cause_of(running) {
+                Some(cause) if mode == Mode::Observe => running.note_would_stop(cause),
+                Some(cause) => running.stop(cause),
+                None => {}
+            }
+        }
+    }
+
+    /// Takes a step out. What stopped it until now is all that ever will. Returns the orders that
+    /// are settled by that.
+    pub(crate) fn leave(&self, id: StepId, how: Leaving) -> Vec<Settled> {
+        let mut inner = self.lock();
+        let Some(running) = inner.steps.remove(&id) else { return Vec::new() };
+        for settling in inner.settling.values_mut() {
+            if !settling.waits_for.remove(&id) {
+                continue;
+            }
+            match how {
+                Leaving::NeverBegan => {}
+                Leaving::Dropped => settling.settlement.steps_cancelled += 1,
+                Leaving::ByItself => {
+                    let how = "ended by itself, its result is withheld";
+                    name(&mut settling.settlement, &running, how);
+                }
+            }
+        }
+        inner.take_settled(|settling| settling.waits_for.is_empty())
+    }
+
+    /// Returns the orders whose steps have had long enough, with those steps named.
+    pub(crate) fn overdue(&self, now: Boottime) -> Vec<Settled> {
+        let mut inner = self.lock();
+        let Inner { steps, settling, .. } = &mut *inner;
+        for settling in settling.values_mut().filter(|settling| settling.until <= now) {
+            for id in settling.waits_for.drain() {
+                if let Some(running) = steps.get(&id) {
+                    name(&mut settling.settlement, running, "has not yielded");
+                }
+            }
+        }
+        inner.take_settled(|settling| settling.waits_for.is_empty())
+    }
+
+    /// When [`InFlight::overdue`] is to be asked next.
+    pub(crate) fn next_overdue(&self) -> Option<Boottime> {
+        self.lock().settling.values().map(|settling| settling.until).min()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing in here panics half-way through a change.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn take_settled(&mut self, is_settled: impl Fn(&Settling) -> bool) -> Vec<Settled> {
+        self.settling
+            .extract_if(|_, settling| is_settled(settling))
+            .map(|(order, settling)| (order, settling.settlement))
+            .collect()
+    }
+}
+
+/// Names a step that could not be interrupted.
+fn name(settlement: &mut Settlement, running: &Running, how: &str) {
+    let named = &mut settlement.not_interruptible;
+    match named.len() {
+        0..NAMED_MAX => named.push(format!("{}: {how}", running.name())),
+        NAMED_MAX => named.push("further steps".to_owned()),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;

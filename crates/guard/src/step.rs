@@ -1,0 +1,165 @@
+//! What a step is, what its work is given, and how it can end.
+
+use std::sync::Arc;
+
+use estoppel_extract::{HostError, HostPort};
+use estoppel_model::{EntityId, IdError, PluginRef};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    audit::summary,
+    denied::Denied,
+    in_flight::Running,
+};
+
+/// Port of a destination that names none.
+const HTTPS: u16 = 443;
+
+/// What a step is about to do, for the check and for the audit log.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct StepSpec {
+    pub(crate) action: String,
+    pub(crate) tool: Option<EntityId>,
+    pub(crate) plugin: Option<PluginRef>,
+    pub(crate) destination: Option<HostPort>,
+    pub(crate) accessed_tenant: Option<EntityId>,
+    pub(crate) params: Option<Box<RawValue>>,
+}
+
+/// Why a step cannot be described so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StepSpecError {
+    /// A name is none.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// A destination is none.
+    #[error(transparent)]
+    Destination(#[from] HostError),
+}
+
+impl StepSpec {
+    /// A step that does something other than to call a tool, such as `model_call`.
+    pub fn action(action: impl Into<String>) -> Self {
+        Self {
+            action: action.into(),
+            tool: None,
+            plugin: None,
+            destination: None,
+            accessed_tenant: None,
+            params: None,
+        }
+    }
+
+    /// A call of a tool.
+    ///
+    /// # Errors
+    /// When the name is none that a scope could hold.
+    pub fn tool(name: &str) -> Result<Self, StepSpecError> {
+        Ok(Self { tool: Some(EntityId::new(name)?), ..Self::action("tool_call") })
+    }
+
+    /// The plugin that the tool belongs to, with its version where it is known.
+    ///
+    /// # Errors
+    /// When name or version are none that a scope could hold.
+    pub fn plugin(mut self, name: &str, version: Option<&str>) -> Result<Self, StepSpecError> {
+        let version = version.map(EntityId::new).transpose()?;
+        self.plugin = Some(PluginRef { name: EntityId::new(name)?, version });
+        Ok(self)
+    }
+
+    /// Where the step will connect to: `HOST`, `HOST:PORT` or `[IPV6]:PORT`; port 443 if it is not
+    /// said. A block of the destination then stops the step.
+    ///
+    /// # Errors
+    /// When it is no host.
+    pub fn destination(mut self, destination: &str) -> Result<Self, StepSpecError> {
+        self.destination = Some(HostPort::parse(destination, Some(HTTPS))?);
+        Ok(self)
+    }
+
+    /// Whose data the step touches, where that may be another tenant than the subject's.
+    pub fn accessed_tenant(mut self, tenant: EntityId) -> Self {
+        self.accessed_tenant = Some(tenant);
+        self
+    }
+
+    /// What the tool is called with. What is very large or very deep is recorded shortened.
+    pub fn params(mut self, params: &impl Serialize) -> Self {
+        self.params = Some(summary(params));
+        self
+    }
+}
+
+/// What a model call used.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Usage {
+    /// The model.
+    pub model: Option<String>,
+    /// Tokens that went in.
+    pub input_tokens: Option<u64>,
+    /// Tokens that came out.
+    pub output_tokens: Option<u64>,
+    /// Cost in US dollars.
+    pub estimated_cost: Option<f64>,
+}
+
+/// What the work of a step is given: to learn that it is stopped, and to add to its record.
+#[derive(Debug, Clone)]
+pub struct StepHandle {
+    pub(crate) running: Arc<Running>,
+}
+
+impl StepHandle {
+    /// Resolves when the step is stopped. Only for work that goes on elsewhere, such as a process
+    /// to be killed: the future of [`crate::Guard::step`] itself is dropped then.
+    pub async fn cancelled(&self) {
+        self.running.stopped().await;
+    }
+
+    /// Whether the step is stopped; for loops inside [`crate::Guard::step_blocking`], which should
+    /// return as soon as it is.
+    pub fn is_cancelled(&self) -> bool {
+        self.running.stopped_by().is_some()
+    }
+
+    /// Records what came out. What is very large or very deep is recorded shortened.
+    pub fn record_result(&self, result: &impl Serialize) {
+        self.running.notes().result = Some(summary(result));
+    }
+
+    /// Records what a model call used.
+    pub fn record_usage(&self, usage: Usage) {
+        self.running.notes().usage = usage;
+    }
+}
+
+/// Why a step came to nothing. Shown, it is the text for the agent's user.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// It was refused before it began.
+    #[error(transparent)]
+    Denied(Denied),
+    /// It was stopped in flight: its future was dropped.
+    #[error(transparent)]
+    Cancelled(Denied),
+    /// It was stopped in flight and could not be interrupted; its result is withheld. Of blocking
+    /// work, it may still be running.
+    #[error(transparent)]
+    Withheld(Denied),
+    /// The runtime ended before the step did.
+    #[error("the runtime ended before the step did")]
+    RuntimeEnded,
+}
+
+impl StepError {
+    /// The refusal behind it.
+    pub const fn denied(&self) -> Option<&Denied> {
+        match self {
+            Self::Denied(denied) | Self::Cancelled(denied) | Self::Withheld(denied) => Some(denied),
+            Self::RuntimeEnded => None,
+        }
+    }
+}
