@@ -425,6 +425,3 @@ fn check(record: &NewRecord) -> Result<(), RecordError> {
         .map(|_| ())
         .map_err(|source| RecordError::BodyNotJson { source: Arc::new(source) })
 }
-
-#[cfg(test)]
-mod tests;

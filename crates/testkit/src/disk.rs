@@ -63,7 +63,16 @@ struct State {
     life: u64,
     capacity_bytes: Option<u64>,
     swallow_syncs: bool,
-    fail_syncs: bool,
+    fail_syncs: Failing,
+}
+
+#[derive(Debug, Default)]
+enum Failing {
+    #[default]
+    None,
+    All,
+    /// Of the file with this name.
+    Of(PathBuf),
 }
 
 impl FaultyDisk {
@@ -80,7 +89,7 @@ impl FaultyDisk {
             life: 0,
             capacity_bytes: None,
             swallow_syncs: false,
-            fail_syncs: false,
+            fail_syncs: Failing::None,
         };
         state.adopt_folder(root)?;
         Ok(Self { state: Arc::new(Mutex::new(state)) })
@@ -168,7 +177,12 @@ impl FaultyDisk {
     /// From now on syncs fail with an I/O error. Of what they should have made durable, part may be
     /// lost for good, whatever a later sync says.
     pub fn fail_syncs(&self, fail: bool) {
-        self.lock().fail_syncs = fail;
+        self.lock().fail_syncs = if fail { Failing::All } else { Failing::None };
+    }
+
+    /// As [`FaultyDisk::fail_syncs`], of one file only.
+    pub fn fail_syncs_of(&self, path: &Path) {
+        self.lock().fail_syncs = Failing::Of(path.to_owned());
     }
 
     /// The disk has room for this many bytes in all files together; `None`: for all.
@@ -331,7 +345,12 @@ impl State {
 
     fn sync(&mut self, life: u64, file: FileId) -> io::Result<()> {
         self.admit(life)?;
-        if self.fail_syncs {
+        let fails = match &self.fail_syncs {
+            Failing::None => false,
+            Failing::All => true,
+            Failing::Of(path) => self.names.get(path) == Some(&file),
+        };
+        if fails {
             self.operations.push(Operation::FailedSync { file });
             return Err(io::Error::other("planted: sync failed"));
         }
@@ -342,7 +361,7 @@ impl State {
     }
 
     fn sync_folder(&mut self, folder: &Path) -> io::Result<()> {
-        if self.fail_syncs {
+        if matches!(self.fail_syncs, Failing::All) {
             return Err(io::Error::other("planted: sync of the folder failed"));
         }
         if !self.swallow_syncs {

@@ -1,0 +1,160 @@
+use std::fs;
+
+use ed25519_dalek::SigningKey;
+use estoppel_ledger::{
+    Checkpoint, CheckpointError, Hash, Ledger, LedgerError, NoteError, Options, Standing, merkle,
+};
+
+use crate::support::{closed, copy, fill, key, open};
+
+#[test]
+fn proofs_from_the_stored_tiles_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path()).unwrap();
+    let mut heads = vec![ledger.head()];
+    for size in 1..=800 {
+        fill(&ledger, size - 1, size);
+        heads.push(ledger.head());
+    }
+    for size in [1_u64, 2, 255, 256, 257, 511, 512, 513, 700, 800] {
+        let root = heads[usize::try_from(size).unwrap()].root;
+        for seq in [0, 1, 254, 255, 256, 511, 512, 699, 799] {
+            if seq >= size {
+                continue;
+            }
+            let (leaf, proof) = ledger.prove_inclusion(seq, size).unwrap();
+            assert!(merkle::verify_inclusion(leaf, seq, size, root, &proof), "{seq} in {size}");
+            assert!(!merkle::verify_inclusion(leaf, seq ^ 1, size, root, &proof));
+        }
+        for old in [0_u64, 1, 3, 255, 256, 257, 512, 513, 800] {
+            if old > size {
+                continue;
+            }
+            let old_root = heads[usize::try_from(old).unwrap()].root;
+            let proof = ledger.prove_consistency(old, size).unwrap();
+            assert!(
+                merkle::verify_consistency((old, old_root), (size, root), &proof),
+                "{old} to {size}"
+            );
+        }
+    }
+    for (seq, size) in [(0, 0), (5, 5), (0, 801), (800, 801), (u64::MAX, u64::MAX)] {
+        let error = ledger.prove_inclusion(seq, size).unwrap_err();
+        assert!(matches!(error, LedgerError::NoSuchRecord { size: 800, .. }), "{error}");
+    }
+    for (old, new) in [(2, 1), (1, 801)] {
+        let error = ledger.prove_consistency(old, new).unwrap_err();
+        assert!(matches!(error, LedgerError::NoSuchRecord { size: 800, .. }), "{error}");
+    }
+}
+
+/// Invariant *tamper-evident*: enforcers keep the last checkpoint and compare at hello.
+#[test]
+fn a_checkpoint_that_was_kept_elsewhere_shows_a_restored_copy_and_another_history() {
+    let dir = closed(300);
+    let backup = copy(dir.path());
+    let ledger = open(dir.path()).unwrap();
+    let early = ledger.checkpoint();
+    fill(&ledger, 300, 320);
+    let late = ledger.checkpoint();
+    assert_eq!(ledger.compare(&early).unwrap(), Standing::Continues);
+    assert_eq!(ledger.compare(&late).unwrap(), Standing::Continues);
+
+    let restored = open(backup.path()).unwrap();
+    assert_eq!(restored.compare(&early).unwrap(), Standing::Continues);
+    assert_eq!(restored.compare(&late).unwrap(), Standing::RolledBack { missing: 20 });
+    // It goes on with the same records, but their salts differ: another history.
+    fill(&restored, 300, 330);
+    assert_eq!(restored.compare(&late).unwrap(), Standing::Rewritten);
+    assert_eq!(restored.compare(&early).unwrap(), Standing::Continues);
+
+    let other = tempfile::tempdir().unwrap();
+    let other = Ledger::open(other.path(), SigningKey::from_bytes(&[9; 32]), Options::default());
+    let error = other.unwrap().compare(&late).unwrap_err();
+    assert!(matches!(error, LedgerError::Checkpoint(CheckpointError::OtherOrigin)), "{error}");
+    let forged = late.as_str().replacen("\n320\n", "\n300\n", 1);
+    let error = ledger.compare(&Checkpoint::parse(&forged).unwrap()).unwrap_err();
+    let signature = CheckpointError::Note(NoteError::Signature);
+    assert!(matches!(error, LedgerError::Checkpoint(found) if found == signature), "{error}");
+}
+
+#[test]
+fn a_snapshot_comes_back_or_does_not_exist() {
+    let dir = closed(300);
+    let ledger = open(dir.path()).unwrap();
+    assert_eq!(ledger.snapshot_get("orders").unwrap(), None);
+    ledger.snapshot_put("orders", 290, b"state\n\n\0of orders").unwrap();
+    ledger.snapshot_put("empty", 0, b"").unwrap();
+    let kept = Some((290, b"state\n\n\0of orders".to_vec()));
+    assert_eq!(ledger.snapshot_get("orders").unwrap(), kept);
+    assert_eq!(ledger.snapshot_get("empty").unwrap(), Some((0, Vec::new())));
+    ledger.snapshot_put("orders", 300, b"newer").unwrap();
+    assert_eq!(ledger.snapshot_get("orders").unwrap(), Some((300, b"newer".to_vec())));
+
+    let error = ledger.snapshot_put("orders", 301, b"").unwrap_err();
+    assert!(matches!(error, LedgerError::NoSuchRecord { size: 300, .. }), "{error}");
+    for name in ["", "../orders", "a/b", "A", "a.b", "\u{202e}", &"x".repeat(65)] {
+        let error = ledger.snapshot_put(name, 0, b"").unwrap_err();
+        assert!(matches!(error, LedgerError::SnapshotName { .. }), "{error}");
+        assert!(ledger.snapshot_get(name).is_err());
+        assert!(error.to_string().is_ascii());
+    }
+}
+
+#[test]
+fn a_snapshot_with_any_bit_flipped_does_not_exist() {
+    let dir = closed(3);
+    let ledger = open(dir.path()).unwrap();
+    ledger.snapshot_put("orders", 3, b"halted: global").unwrap();
+    let path = dir.path().join("snapshots/orders.snapshot");
+    let bytes = fs::read(&path).unwrap();
+    for at in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1 << (at % 8);
+        fs::write(&path, &changed).unwrap();
+        assert_eq!(ledger.snapshot_get("orders").unwrap(), None, "byte {at}");
+        fs::write(&path, &bytes[..at]).unwrap();
+        assert_eq!(ledger.snapshot_get("orders").unwrap(), None, "cut at {at}");
+    }
+    fs::write(&path, &bytes).unwrap();
+    assert!(ledger.snapshot_get("orders").unwrap().is_some());
+    // Under another name it would be another fold's state.
+    fs::copy(&path, dir.path().join("snapshots/incidents.snapshot")).unwrap();
+    assert_eq!(ledger.snapshot_get("incidents").unwrap(), None);
+}
+
+#[test]
+fn a_snapshot_of_another_history_does_not_exist() {
+    let dir = closed(5);
+    let ledger = open(dir.path()).unwrap();
+    ledger.snapshot_put("orders", 5, b"state").unwrap();
+    drop(ledger);
+    let check = |other: tempfile::TempDir| {
+        fs::create_dir_all(other.path().join("snapshots")).unwrap();
+        let name = "snapshots/orders.snapshot";
+        fs::copy(dir.path().join(name), other.path().join(name)).unwrap();
+        let ledger = open(other.path()).unwrap();
+        assert_eq!(ledger.snapshot_get("orders").unwrap(), None);
+        assert_eq!(ledger.verifier_key(), open(dir.path()).unwrap().verifier_key());
+    };
+    check(closed(5));
+    check(closed(6));
+    check(closed(4));
+
+    let stranger = tempfile::tempdir().unwrap();
+    let signer = SigningKey::from_bytes(&[9; 32]);
+    assert_ne!(signer.verifying_key(), key().verifying_key());
+    let foreign = Ledger::open(stranger.path(), signer, Options::default()).unwrap();
+    foreign.snapshot_put("orders", 0, b"planted").unwrap();
+    let name = "snapshots/orders.snapshot";
+    fs::copy(stranger.path().join(name), dir.path().join(name)).unwrap();
+    assert_eq!(open(dir.path()).unwrap().snapshot_get("orders").unwrap(), None);
+}
+
+#[test]
+fn an_empty_ledger_has_the_root_of_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path()).unwrap();
+    assert_eq!(ledger.head().root, Hash::empty_root());
+    assert_eq!(ledger.compare(&ledger.checkpoint()).unwrap(), Standing::Continues);
+}
