@@ -57,7 +57,7 @@ fn append_decoded(text: &str, out: &mut String, spans: &mut usize, depth: usize)
             *spans += 1;
             out.push('\n');
             let room = NORMALISED_BYTES_MAX.saturating_sub(out.len());
-            out.extend(bounded(&fold(&decoded), room).chars());
+            out.push_str(bounded(&fold(&decoded), room));
             append_decoded(&decoded, out, spans, depth + 1);
         }
     }
@@ -195,7 +195,7 @@ fn decode(run: &str) -> Option<String> {
     const STANDARD: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
     const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::URL_SAFE, LENIENT);
 
-    let hex = run.len() % 2 == 0 && run.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let hex = run.len().is_multiple_of(2) && run.bytes().all(|byte| byte.is_ascii_hexdigit());
     let bytes = if hex {
         let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
         run.as_bytes()

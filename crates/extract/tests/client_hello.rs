@@ -1,5 +1,7 @@
 //! The ClientHello reader against real ClientHellos, broken ones, and arbitrary bytes.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::sync::Arc;
 
 use estoppel_extract::{

