@@ -32,10 +32,17 @@ impl Mark {
 }
 
 /// Digest of a set of orders.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Digest {
     count: u64,
     buckets: Box<[u64; BUCKETS]>,
+}
+
+impl std::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let SetDigest { count, root } = self.summary();
+        f.debug_struct("Digest").field("count", &count).field("root", &root).finish_non_exhaustive()
+    }
 }
 
 impl Default for Digest {

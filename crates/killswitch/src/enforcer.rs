@@ -167,6 +167,8 @@ pub struct Enforcer {
     heard_at: Boottime,
     confirmations: Confirmations,
     outcomes: VecDeque<Outcome>,
+    /// Local halts that were given between the hello and the welcome.
+    unlisted: Vec<SignedOrder>,
     /// Kept orders, which count as arrived with the first step.
     restored: Vec<Arc<Order>>,
 }
@@ -203,6 +205,7 @@ impl Enforcer {
             heard_at: Boottime::default(),
             confirmations: Confirmations::default(),
             outcomes: VecDeque::new(),
+            unlisted: Vec::new(),
             restored: Vec::new(),
         };
         let mut wrong = 0;
@@ -302,6 +305,7 @@ impl Enforcer {
 
     fn connected(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.phase = Phase::Greeting;
+        self.unlisted.clear();
         self.lease.disconnected();
         self.heard_at = now.boot;
         let Profile { id, kind, name, subjects, key, gaps } = self.profile.clone();
@@ -391,6 +395,10 @@ impl Enforcer {
         if let Some(buckets) = welcome.buckets {
             self.list(&buckets, effects);
         }
+        if !self.unlisted.is_empty() {
+            let orders = std::mem::take(&mut self.unlisted);
+            effects.push(Effect::Send(ToServer::Orders { orders }));
+        }
     }
 
     /// Lists what is here in the buckets that differ.
@@ -478,11 +486,29 @@ impl Enforcer {
     }
 
     fn local(&mut self, signed: SignedOrder, now: Now, effects: &mut Vec<Effect>) {
-        let known = self.orders.len();
-        self.take(vec![signed.clone()], now, effects);
-        if self.phase == Phase::InSync && self.orders.len() > known {
-            effects.push(Effect::Send(ToServer::Orders { orders: vec![signed] }));
+        let audience = Audience::of(self.tenant.as_ref());
+        if signed.parse().is_ok_and(|order| !audience.admits(&order)) {
+            let reason = "the halt is for another tenant than this enforcer's".to_owned();
+            effects.push(Effect::Rejected { reason });
+            return;
         }
+        let known = self.orders.len();
+        let mut taken = Vec::new();
+        self.take(vec![signed.clone()], now, &mut taken);
+        if self.orders.len() > known {
+            match self.phase {
+                // The reconciliation of the next connection hands it over.
+                Phase::Disconnected => {}
+                // The hello's digest did not count it: the server may find the sets equal.
+                Phase::Greeting => self.unlisted.push(signed),
+                // After its publication, and before the word on it: the server must know it then.
+                Phase::Syncing | Phase::InSync => {
+                    let frame = ToServer::Orders { orders: vec![signed] };
+                    taken.insert(1, Effect::Send(frame));
+                }
+            }
+        }
+        effects.extend(taken);
     }
 
     /// Whether the order is signed by whom this enforcer obeys.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use estoppel_model::{Order, OrderBody, SignedOrder};
 
 use super::{ConnectionId, Effect, Identity, Submitted, Switch, readable};
-use crate::Now;
+use crate::{Audience, Now};
 
 /// What the name of who gives a halt on a host begins with, such as `local:root@web-3`. Tokens
 /// must not be named so: an enforcer could else speak for a person.
@@ -88,8 +88,9 @@ fn is_permitted(order: &Order, identity: &Identity) -> Result<(), &'static str> 
     if !order.issued_by.as_str().starts_with(LOCAL_ACTOR_PREFIX) {
         return Err("an enforcer may speak for `local:` actors only");
     }
-    if identity.tenant.is_some() && order.tenant != identity.tenant {
-        return Err("it is not of the token's tenant");
+    let audience = Audience::of(identity.tenant.as_ref());
+    if (identity.tenant.is_some() && order.tenant != identity.tenant) || !audience.admits(order) {
+        return Err("it is not of the token's tenant, or for another");
     }
     let permitted = identity.scopes.as_ref().is_none_or(|permitted| {
         order.scope.iter().all(|scope| permitted.iter().any(|own| own == scope))
