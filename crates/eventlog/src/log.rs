@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Bytes of events that may wait for the disk. Beyond it `append` waits: senders feel the disk.
-const WAITING_KIB_MAX: usize = 64 * 1024;
+const WAITING_KIB_MAX: usize = 32 * 1024;
 
 /// How to start a worker: a program that ends up in [`crate::worker::main`].
 #[derive(Debug, Clone)]
@@ -112,7 +112,7 @@ pub struct EventLog {
 }
 
 struct Inner {
-    writer: mpsc::Sender<Request>,
+    writer: mpsc::SyncSender<Request>,
     waiting: Arc<Semaphore>,
     group_bytes: usize,
     layout: SharedLayout,
@@ -167,7 +167,8 @@ impl EventLog {
             layout.clone(),
             Arc::clone(&segment_full),
         );
-        let (requests, inbox) = mpsc::channel();
+        // Each batch holds room for a KiB at least, so with one place for the end it never blocks.
+        let (requests, inbox) = mpsc::sync_channel(WAITING_KIB_MAX + 1);
         tasks.spawn_blocking(move || writer.run(&inbox));
         let close = requests.clone();
         let stopped = stop.clone();

@@ -472,3 +472,6 @@ fn network_cells(event: &NetworkEvent) -> Vec<Cell<'_>> {
         text(event.verdict.map(|verdict| verdict.as_str())),
     ]
 }
+
+#[cfg(test)]
+mod tests;

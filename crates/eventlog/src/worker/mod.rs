@@ -38,6 +38,9 @@ use table::{Allowlist, Checked};
 /// Stack of a thread that plans queries: plans nest as deep as people's brackets.
 const STACK_BYTES: usize = 16 * 1024 * 1024;
 
+/// Answers on their way out. The server reads them at any time, so this many never wait.
+const ANSWERS_MAX: usize = 1024;
+
 /// Runs the worker until standard input ends. Whoever calls it must have started no threads and
 /// must write nothing to standard output.
 pub fn main() -> ExitCode {
@@ -69,7 +72,7 @@ fn serve() -> io::Result<()> {
         .thread_stack_size(STACK_BYTES)
         .enable_time()
         .build()?;
-    let (answers, outbox) = mpsc::channel();
+    let (answers, outbox) = mpsc::sync_channel(ANSWERS_MAX);
     std::thread::Builder::new().name("answers".to_owned()).spawn(move || {
         let mut output = io::stdout().lock();
         while let Ok(answer) = outbox.recv() {
@@ -105,7 +108,7 @@ struct Worker {
     allowlist: Allowlist,
     checked: Checked,
     running: Arc<Mutex<HashMap<RequestId, AbortHandle>>>,
-    answers: mpsc::Sender<Response>,
+    answers: mpsc::SyncSender<Response>,
     runtime: Runtime,
 }
 
