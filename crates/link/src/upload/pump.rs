@@ -92,6 +92,7 @@ impl Pump {
         self.note_spool();
         loop {
             self.depart().await;
+            self.shared.judge_room();
             let shared = Arc::clone(&self.shared);
             let retry_at = self.retry_at;
             let waits_to_retry = self.flight.is_none() && self.failures > 0;
