@@ -1,7 +1,7 @@
 //! An agent's loop under Estoppel: `ESTOPPEL_URL=... ESTOPPEL_TOKEN=... cargo run --example loop`.
 //! Then halt it from elsewhere: `estoppel halt session:abc123 --reason "suspected prompt injection"`.
 
-use std::time::Duration;
+use std::{io::Write as _, time::Duration};
 
 use estoppel_guard::{Guard, StepSpec};
 
@@ -26,5 +26,3 @@ async fn answer(question: u64) -> u64 {
     tokio::time::sleep(Duration::from_secs(1)).await;
     question * 2
 }
-
-use std::io::Write as _;

@@ -1,6 +1,8 @@
 //! What a step leaves in the audit log.
 
-use estoppel_model::{AuditEvent, Boottime, EntityId, Event, OrderId, Subject, Timestamp, Untrusted};
+use estoppel_model::{
+    AuditEvent, Boottime, EntityId, Event, OrderId, Subject, Timestamp, Untrusted,
+};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
@@ -151,7 +153,11 @@ fn of(subject: &Subject) -> AuditEvent {
         requester_tenant_id: subject.tenant.clone(),
         tool: subject.tool.as_ref().map(text),
         plugin: subject.plugin.as_ref().map(|plugin| text(&plugin.name)),
-        plugin_version: subject.plugin.as_ref().and_then(|plugin| plugin.version.as_ref()).map(text),
+        plugin_version: subject
+            .plugin
+            .as_ref()
+            .and_then(|plugin| plugin.version.as_ref())
+            .map(text),
         ..AuditEvent::default()
     }
 }

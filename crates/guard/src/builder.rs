@@ -7,10 +7,7 @@ use estoppel_model::{Clock, EntityId, IdError, Secret, Subject, SystemClock};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
-use crate::{
-    Guard, Mode, Texts,
-    guard::Parts,
-};
+use crate::{Guard, Mode, Texts, guard::Parts};
 
 /// Describes a guard.
 #[derive(Clone)]

@@ -124,7 +124,8 @@ impl Cause {
     /// What the agent is told.
     pub(crate) fn denied(&self, texts: &Texts) -> Denied {
         let order = self.order();
-        let global = order.is_some_and(|order| order.scope.iter().any(|scope| *scope == Scope::Global));
+        let global =
+            order.is_some_and(|order| order.scope.iter().any(|scope| *scope == Scope::Global));
         Denied {
             message: if global { texts.global.clone() } else { texts.other.clone() },
             reason: self.reason(),

@@ -21,8 +21,8 @@ use tokio_util::{
 };
 
 use crate::{
-    Builder, ConnectError, Denied, DeniedReason, KillSwitch, StepError, StepHandle, StepSpec, Texts,
-    audit,
+    Builder, ConnectError, Denied, DeniedReason, KillSwitch, StepError, StepHandle, StepSpec,
+    Texts, audit,
     denied::Cause,
     in_flight::{InFlight, Settled},
     kill_switch,
@@ -111,13 +111,7 @@ impl Guard {
         });
         tasks.spawn(carry_out_orders(Arc::clone(&shared), events, stop.clone()));
         let stop_when_dropped = Arc::new(stop.clone().drop_guard());
-        Self {
-            shared,
-            base: Arc::new(base),
-            tasks,
-            stop,
-            _stop_when_dropped: stop_when_dropped,
-        }
+        Self { shared, base: Arc::new(base), tasks, stop, _stop_when_dropped: stop_when_dropped }
     }
 
     /// Resolves when the orders are in step with a server's for the first time. Before, everything

@@ -185,7 +185,8 @@ impl InFlight {
     pub(crate) fn ordered(&self, order: &Arc<Order>, mode: Mode, now: Boottime) -> Option<Settled> {
         let mut inner = self.lock();
         let mut waits_for = HashSet::new();
-        let mut settlement = Settlement { observed_only: mode == Mode::Observe, ..Settlement::default() };
+        let mut settlement =
+            Settlement { observed_only: mode == Mode::Observe, ..Settlement::default() };
         if let OrderBody::Limit { .. } | OrderBody::Watch { .. } = order.body {
             settlement.containment = Some("a guard does not enforce this kind of order".to_owned());
         }

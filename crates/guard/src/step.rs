@@ -7,11 +7,7 @@ use estoppel_model::{EntityId, IdError, PluginRef};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::{
-    audit::summary,
-    denied::Denied,
-    in_flight::Running,
-};
+use crate::{audit::summary, denied::Denied, in_flight::Running};
 
 /// Port of a destination that names none.
 const HTTPS: u16 = 443;

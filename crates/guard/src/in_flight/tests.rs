@@ -68,10 +68,7 @@ fn what_cannot_be_interrupted_is_named_and_not_waited_for() {
     let blocking = running("a", fetch(), false);
     let id = register.enter(Arc::clone(&blocking));
     let (_, settlement) = register.ordered(&halt("session:a"), Mode::Enforce, NOW).unwrap();
-    assert_eq!(
-        settlement.not_interruptible,
-        ["tool fetch: blocking work, its result is withheld"]
-    );
+    assert_eq!(settlement.not_interruptible, ["tool fetch: blocking work, its result is withheld"]);
     assert_eq!(settlement.steps_cancelled, 0);
     assert!(blocking.stopped_by().is_some());
     assert!(register.leave(id, Leaving::ByItself).is_empty());
@@ -111,9 +108,8 @@ fn observing_stops_nothing_and_says_what_it_would_have() {
     assert!(settlement.observed_only);
     assert_eq!(settlement.steps_cancelled, 1);
     assert!(running.stopped_by().is_none() && running.would_stop().is_some());
-    register.stop_where(Mode::Observe, |_| {
-        Some(Cause::Want(crate::denied::DeniedReason::LeaseLost))
-    });
+    register
+        .stop_where(Mode::Observe, |_| Some(Cause::Want(crate::denied::DeniedReason::LeaseLost)));
     assert!(running.stopped_by().is_none());
 }
 
@@ -151,11 +147,8 @@ fn a_step_is_reached_by_its_tool_and_its_plugin() {
     let check = |scope: &str, expect: bool| {
         let register = InFlight::default();
         let spec = fetch().plugin("scraper", Some("2.2.0")).unwrap();
-        let subject = Subject {
-            tool: spec.tool.clone(),
-            plugin: spec.plugin.clone(),
-            ..Subject::default()
-        };
+        let subject =
+            Subject { tool: spec.tool.clone(), plugin: spec.plugin.clone(), ..Subject::default() };
         let running = Arc::new(Running::new(subject, spec, true, Timestamp::default(), NOW));
         register.enter(Arc::clone(&running));
         register.ordered(&halt(scope), Mode::Enforce, NOW);
