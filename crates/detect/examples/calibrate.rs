@@ -23,7 +23,6 @@ struct Count {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let show = std::env::args().nth(1);
     let mut counts: BTreeMap<String, (Channel, Count)> = BTreeMap::new();
     let mut reasons: BTreeMap<(String, String), u32> = BTreeMap::new();
     for line in std::io::stdin().lock().lines() {
@@ -35,11 +34,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let found = inspect(&row.text, channel);
         for reason in &found.reasons {
             *reasons.entry((row.label.clone(), format!("{reason:?}"))).or_default() += 1;
-        }
-        let suspect = found.is_suspect(channel);
-        if show.as_deref() == Some("--wrong") && suspect != (row.label == "attack") {
-            let start: String = row.text.chars().take(300).collect();
-            println!("{} {:.2} {:?} {start:?}", row.label, found.score, found.reasons);
         }
         let (_, count) = counts.entry(row.channel).or_insert((channel, Count::default()));
         if row.label == "attack" { &mut count.attacks } else { &mut count.benign }

@@ -115,30 +115,59 @@ impl Inspection {
     }
 }
 
+/// How far apart two signals may be to count together, in bytes of the normal form: in a long
+/// document everything occurs somewhere.
+const TOGETHER_BYTES: usize = 1_500;
+
+/// A pattern's match, or what else speaks for an attack.
+#[derive(Debug, Clone, Copy)]
+struct Hit {
+    reason: Reason,
+    weight: f64,
+    /// Where, in bytes of the normal form.
+    at: usize,
+}
+
 /// Inspects a text. The work is linear in its length; callers bound that.
 pub fn inspect(text: &str, channel: Channel) -> Inspection {
     let normal = normalise(text);
-    let mut found = patterns::matches(&normal, channel);
-    found.extend(patterns::raw_matches(text, &normal));
+    let mut hits = patterns::hits(&normal, channel);
+    hits.sort_by_key(|hit| hit.at);
+    // What is hidden or invisible counts beside whatever the text says, wherever it says it.
+    let mut hiding = patterns::hiding(text, &normal);
     let encoded = decoded_spans(text).iter().any(|span| {
-        let inner = patterns::matches(&normalise(span), channel);
-        score(&inner) >= 0.4
+        let hits = patterns::hits(&normalise(span), channel);
+        hits.iter().any(|hit| hit.weight >= 0.4)
     });
     if encoded {
-        found.push((Reason::EncodedPayload, 0.5));
+        hiding.push((Reason::EncodedPayload, 0.5));
     }
-    // Of several matches of one reason the heaviest counts: saying it twice is no second signal.
-    found.sort_by(|one, other| one.0.cmp(&other.0).then(other.1.total_cmp(&one.1)));
-    found.dedup_by_key(|(reason, _)| *reason);
-    found.sort_by(|one, other| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0)));
-    Inspection {
-        score: score(&found),
-        reasons: found.into_iter().map(|(reason, _)| reason).collect(),
+    let mut worst = combined(hiding.iter().copied());
+    for (index, first) in hits.iter().enumerate() {
+        let near = hits
+            .iter()
+            .skip(index)
+            .take_while(|hit| hit.at <= first.at + TOGETHER_BYTES)
+            .map(|hit| (hit.reason, hit.weight));
+        let inspection = combined(near.chain(hiding.iter().copied()));
+        if inspection.score > worst.score {
+            worst = inspection;
+        }
     }
+    worst
 }
 
-fn score(found: &[(Reason, f64)]) -> f64 {
-    1.0 - found.iter().map(|(_, weight)| 1.0 - weight).product::<f64>()
+/// The score of some signals. Of several with one reason the heaviest counts: saying it twice is
+/// no second signal.
+fn combined(signals: impl Iterator<Item = (Reason, f64)>) -> Inspection {
+    let mut signals: Vec<(Reason, f64)> = signals.collect();
+    signals.sort_by(|one, other| one.0.cmp(&other.0).then(other.1.total_cmp(&one.1)));
+    signals.dedup_by_key(|(reason, _)| *reason);
+    signals.sort_by(|one, other| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0)));
+    Inspection {
+        score: 1.0 - signals.iter().map(|(_, weight)| 1.0 - weight).product::<f64>(),
+        reasons: signals.into_iter().map(|(reason, _)| reason).collect(),
+    }
 }
 
 #[cfg(test)]

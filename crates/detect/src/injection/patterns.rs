@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use estoppel_model::text::is_invisible;
 use regex::Regex;
 
-use super::{Channel, Reason};
+use super::{Channel, Hit, Reason};
 
 /// One pattern: why it matters, how much in each channel, and what it matches.
 struct Pattern {
@@ -20,21 +20,28 @@ struct Pattern {
     regex: Regex,
 }
 
-/// Name, weights and text of each pattern. A pattern that does not compile would be left out
-/// silently, so a test compiles them all.
+/// Reason, weights (outside, prompt) and text of each pattern. One that does not compile would be
+/// left out silently, so a test compiles them all.
 const TABLE: &[(Reason, f64, f64, &str)] = &[
-    // Instruction override, in the languages that the corpora and we know.
+    // Instruction override, in the languages that the corpora and we know. Words that are used of
+    // other things, too ("drop the task"), count only beside ones that are not.
     (
         Reason::InstructionOverride,
         0.75,
         0.75,
-        r"\b(ignore|disregard|forget|overlook|neglect|bypass|override|discard|dismiss|drop|skip|omit|do not follow|don't follow|stop following|pay no attention to|abandon|erase|delete|cancel|nullify|invalidate)\b.{0,30}\b(previous|previously|prior|above|earlier|preceding|former|foregoing|past|existing|original|initial|other|old|all|any|every|everything|your|the|these|those|my|system|safety)\b.{0,30}\b(instructions?|prompts?|rules?|directions?|directives?|guidelines?|commands?|orders?|assignments?|tasks?|information|requests?|constraints?|restrictions?|programming|training|context|conversation|polic(y|ies)|told|said|assertions?|statements?|messages?|documents|tables?|above|before)\b",
+        r"\b(ignor(e|es|ed|ing)|disregard(ed|ing)?|forget|overlook|neglect|bypass|override|discard|dismiss|abandon|nullify|do not follow|don't follow|stop following|pay no attention to)\b[^.;]{0,30}\b(previous(ly)?|prior|above|earlier|preceding|former|foregoing|past|existing|original|initial|all|any|every|your|the|these|those|my|system|safety)\b[^.;]{0,20}\b(instructions?|prompts?|directives?|directions?|guidelines?|programming|assignments?|prompt ?texts?)\b",
     ),
     (
         Reason::InstructionOverride,
-        0.6,
         0.7,
-        r"\b(forget|ignore|disregard)\b.{0,20}\b(everything|anything|all)\b.{0,30}\b(know|before|above|learned|said|told|previous|prior|until now|so far|and)\b",
+        0.7,
+        r"\b(ignore|disregard|forget|overlook|neglect|bypass|override|discard|dismiss|abandon|delete|erase|drop|skip|omit|cancel)\b[^.;\n]{0,15}\b(previous(ly)?|prior|above|earlier|preceding|former|foregoing|your|all (of )?(the|your|my|these|those|previous|prior|earlier))\b[^.;\n]{0,20}\b(instructions?|rules?|commands?|orders?|tasks?|requests?|restrictions?|constraints?|contexts?|conversations?|training|polic(y|ies)|information|messages?|documents?|statements?|assertions?|tables?|questions?|you (were|have been|are) told|said)\b",
+    ),
+    (
+        Reason::InstructionOverride,
+        0.65,
+        0.7,
+        r"\b(forget|ignore|disregard)\b (about )?(everything|anything|all)\b[^.;\n]{0,20}\b(you (know|have|were|learned|are)|before|above|learned|said|told|previous|prior|until now|so far|that (was|came|has))\b|\b(ignore|disregard|forget)( all| everything| anything)?( of)?( the| what is| what was)? (above|previous|preceding|foregoing)\b( and\b| text|,|\.|:|!| now|$)|\bforget (everything|all (of )?that|about (it|that|this)|this)\b[ .!,;:]",
     ),
     (
         Reason::InstructionOverride,
@@ -52,7 +59,7 @@ const TABLE: &[(Reason, f64, f64, &str)] = &[
         Reason::InstructionOverride,
         0.7,
         0.7,
-        r"\b(oublie[zr]?|ignore[zr]?)\b.{0,30}\b(instructions?|consignes?|ordres?|directives?|règles?)\b",
+        r"\b(oublie[zr]?|ignore[zr]?)\b.{0,30}\b(toutes? les|vos|tes|ces|précédent\w*|ci-dessus)\b.{0,20}\b(instructions?|consignes?|ordres?|directives?|règles?)\b|\b(oublie[zr]?|ignore[zr]?)\b (les|toutes les) (instructions|consignes)\b",
     ),
     (
         Reason::InstructionOverride,
@@ -68,21 +75,21 @@ const TABLE: &[(Reason, f64, f64, &str)] = &[
     ),
     (
         Reason::InstructionOverride,
+        0.5,
         0.55,
-        0.55,
-        r"\b(new|updated|revised|real|actual|true|neue[ns]?) (system )?(instructions?|task|prompt|directives?|orders|aufgabe\w*|anweisung\w*)\b\s*(:|is\b|are\b|follow|ist\b|lautet)",
+        r"\b(new|updated|revised|real|actual|true|neue[ns]?) (system )?(instructions?|prompt|directives?|orders|aufgabe\w*|anweisung\w*)\b\s*(:|is\b|are\b|follow\b|ist\b|lautet)|\b(these|here|those) are (your |the )?new (instructions|orders|rules)\b",
     ),
     (
         Reason::InstructionOverride,
+        0.45,
         0.5,
-        0.5,
-        r"\b(instead of|rather than) (answering|summari[sz]ing|following|doing|completing|responding to) (the|this|that|what|your|my)\b",
+        r"\b(instead of|rather than) (answering|summari[sz]ing|responding to|completing|translating) (the|this|that|what|your|my)\b",
     ),
     (
         Reason::InstructionOverride,
         0.5,
         0.6,
-        r"\b(focus on|concentrate on|konzentriere?.{0,20} auf|now (do|complete|perform|carry out)|begin|start) (your|the|this|a|deine|eine)? ?(new|next|real|actual|neue\w*) (task|assignment|instruction|goal|objective|mission|aufgabe)\b",
+        r"\b(focus on|concentrate on|konzentriere?.{0,20} auf|now (do|complete|perform|carry out)|begin|start|fang\w*) (with )?(your|a|deine\w*|eine\w*) ?(new|next|real|actual|neue\w*) (task|assignment|instruction|goal|objective|mission|aufgabe)",
     ),
     // Markup of conversations, which no data has a reason to hold.
     (
@@ -95,149 +102,167 @@ const TABLE: &[(Reason, f64, f64, &str)] = &[
         Reason::RoleMarker,
         0.7,
         0.7,
-        r"\[/?inst\]|<</?sys>>|\[/?system\]|\[system (message|prompt|note|override)\b",
+        r"\[/?inst\]|<</?sys>>|\[system (message|prompt|note|override)\b[^\]\n]{0,40}\]",
     ),
     (
         Reason::RoleMarker,
         0.65,
         0.6,
-        r"(?m)^\s*(#{1,4}\s*|\*\*\s*|-{3,}\s*|={3,}\s*)(system|assistant|instructions?|new instructions?|system prompt|system message|user prompt|end of (document|context|data|input))\s*(\*\*)?\s*(:|-{3,}|={3,}|\*\*|$)",
+        r"(?m)^[ >*]{0,6}(#{1,4} ?|\*\*|-{3,} ?|={3,} ?)(system|new instructions?|system prompt|system message|system note|user prompt|end of (document|context|data|input|tool (output|result)))\s*(\*\*)?\s*(:|-{3,}|={3,}|\*\*|#|$)",
     ),
     (
         Reason::RoleMarker,
-        0.65,
+        0.6,
         0.5,
-        r"</?(system|system_prompt|system-prompt|system_message|instructions?|tool_result|tool_response|tool_output|function_results?|function_calls?|user_query|user_message|assistant_response|untrusted_content|document_content)>",
+        r"</?(system_prompt|system-prompt|system_message|system_instructions?|tool_result|tool_response|tool_output|function_results?|function_calls?|user_query|user_message|assistant_response|untrusted_content|document_content)>|</(system|instructions|context|document|data)>\s*<(system|instructions?|user|assistant)>",
     ),
     (
         Reason::RoleMarker,
-        0.45,
         0.4,
-        r"(?m)^\s*(system|assistant|developer|human)\s*(prompt|message|note|override|instruction)?\s*:\s*\S",
+        0.4,
+        r"(?m)^ ?(system|assistant|developer)( (prompt|message|note|override|instruction))?: ?(you|ignore|disregard|please|sure|ok|the (user|assistant)|do|new|from now|always|never|important|override|your)\b",
     ),
     (
         Reason::RoleMarker,
+        0.55,
         0.6,
-        0.6,
-        r"\b(end|begin|start) of (the )?(system prompt|user input|untrusted (data|content)|tool output|original instructions)\b",
+        r"\b(end|begin|start)(ning)? of (the )?(system prompt|untrusted (data|content)|tool output|original instructions|system instructions)\b",
     ),
     // Another part to play.
     (
         Reason::Persona,
         0.5,
-        0.45,
-        r"\b(you are now|from now on,? you( are|'re| will| must| have| shall)?|act as (if|though|an?|my|the)|pretend (to be|that|you)|behave (like|as)|(i want you to|you (must|should|will)) (act|pretend|behave|play|roleplay|role-play)|roleplay as|you (are|will be) (going to )?(play|pretend)|you will (act|be acting))\b",
-    ),
-    (
-        Reason::Persona,
-        0.6,
-        0.6,
-        r"\b(developer mode|dan mode|do anything now|jailbreak(ed)?|god mode|unrestricted (mode|ai)|no (ethical|moral) (restrictions?|guidelines?|limits?))\b",
+        0.5,
+        r"\byou are (now|no longer) (an? |the |my |in |going |bound |[a-z]+(gpt|bot|ai)\b)|\bfrom now on,? (you( are|'re| will| must| have| shall)?|act|answer|respond|reply|always|only|every|ignore)\b|\b(i want you to|you (must|will|shall)( now)?) (act|pretend|behave|roleplay|role-play|play the role) (as|that|to be|like|an?|of)\b|\bpretend (to be|that you|you('re| are))\b|\b(roleplay|role-play) as\b",
     ),
     (
         Reason::Persona,
         0.2,
         0.4,
-        r"\b(ich möchte,? dass (du|sie) als|(du bist|sie sind) (jetzt|nun|ein\w*)\b.{0,60}\b(antworte\w*|verhalte\w*|handel\w*)|(agir|actuar|comporte[zn]?) (en tant que|como|comme)|quiero que act(ú|u)es|actúa como|(je veux|j'aimerais) que (tu|vous) agiss)",
+        r"\b(act as (if you|though you|an? |my |the )|behave (like|as) (an? |if you)|imagine (you are|that you|being)|you are (an? |the |my )\w+[^.?\n]{0,60}\b(write|say|answer|tell|give|what|how|your)\b)",
+    ),
+    (
+        Reason::Persona,
+        0.6,
+        0.6,
+        r"\b(dan mode|do anything now|jailbroken|god mode (enabled|activated|on)|unrestricted (ai|assistant|model)|developer mode (enabled|activated|on\b)|no (ethical|moral) (restrictions?|guidelines?|limits?|boundaries))\b",
+    ),
+    (
+        Reason::Persona,
+        0.2,
+        0.45,
+        r"\bich möchte,? dass (du|sie) (als|wie|mir|so)\b|\b(du bist|sie sind|sei|seien sie) (jetzt|nun|ein\w*)\b.{0,60}\b(antwort\w*|verhalt\w*|handel\w*|sag\w*|schreib\w*)|\b(agir|actuar|comporte[zn]?) (en tant que|como|comme)\b|\bquiero que act(ú|u)es\b|\bactúa como\b|\b(je veux|j'aimerais) que (tu|vous) agiss|\b(agis|agissez) (comme|en tant)\b|\bželim da (se )?(ponašaš|glumiš|djeluješ)",
     ),
     // Speaks to the model.
     (
         Reason::AddressesModel,
-        0.6,
+        0.4,
         0.2,
-        r"\b(ai|a\.i\.|llm|gpt|chatgpt|claude|copilot|gemini|language model|artificial intelligence)( ?(assistants?|agents?|models?|systems?|bots?|reader|tool)s?)?\b[^.\n]{0,40}\b(must|should|shall|please|need to|needs to|are (required|instructed|requested|ordered|to)|is (required|instructed|requested|to)|have to|has to|do not|don't|reading this|processing this|read this|summari[sz]ing this|are you)\b",
+        r"\b(ai|llm|gpt|chatgpt|claude|copilot|gemini|language model)( ?(assistants?|agents?|models?|systems?|bots?))?\b[^.\n]{0,20}\b(must|shall|need to|needs to|are (required|instructed|requested|ordered)|is (required|instructed|requested)|have to|has to|reading this|processing this|read this|summari[sz]ing this)\b",
     ),
     (
         Reason::AddressesModel,
         0.6,
         0.2,
-        r"\b(attention|important|urgent|note|instructions?|message|notice|reminder|to|for|dear|hey|hello|hi)\b[\s,:!-]{1,4}(any |all |the |an? |to )?((ai|llm|automated|virtual)( |-)?(assistants?|agents?|models?|systems?|bots?|summari[sz]ers?)|llms?|language models?|chatbots?|chatgpt|gpt-?\d?|claude|copilot)\b",
+        r"\b(attention|important|urgent|note|instructions?|message|notice|reminder|dear|hey|hello|hi)\b[\s,:!-]{1,4}((to|for) )?(any |all |the |an? )?((ai|llm|automated|virtual)( |-)?(assistants?|agents?|models?|systems?|bots?|summari[sz]ers?)|llms?|language models?|chatbots?|chatgpt|gpt-?\d|claude|copilot)\b",
     ),
     (
         Reason::AddressesModel,
-        0.5,
+        0.6,
         0.1,
-        r"\b(if|when|since|as) you( are|'re)? (an? )?(ai|llm|language model|assistant|automated|agent|bot|(reading|processing|summari[sz]ing|parsing|analy[sz]ing) this (page|document|e-?mail|text|message|file|issue|ticket|content))\b",
+        r"\b(if|when|since|as) you( are|'re)? (an? )?((ai|llm|language model|ai assistant|automated agent|ai agent|chatbot)\b|(reading|processing|summari[sz]ing|parsing|analy[sz]ing) this (page|document|e-?mail|text|message|issue|ticket|content|website)\b)",
     ),
     (
         Reason::AddressesModel,
         0.45,
         0.1,
-        r"\b(assistant|agent|model|bot)s?[,:]? (you )?(must|shall|is (hereby )?(instructed|required|ordered|authori[sz]ed)|are (hereby )?(instructed|required|ordered|authori[sz]ed))\b",
+        r"\b(assistant|agent|model|bot)s?[,:]? (you )?(is (hereby )?(instructed|ordered|authori[sz]ed)|are (hereby )?(instructed|ordered|authori[sz]ed)) to\b|\b(assistant|ai|agent|bot)[,:] (please |you must |you should |you need to |now |ignore |send |forward |do not )",
     ),
     // Steers the answer.
     (
         Reason::SteersAnswer,
         0.65,
         0.1,
-        r"\b(modify|adjust|change|edit|alter|rewrite|adapt|tailor|craft|customi[sz]e|revise|enhance|extend|expand|improve|enrich|tweak|transform|update|infuse|format|respond|reply|answer|write|phrase|end|begin|start|conclude|finish|append|add|include|insert|embed|incorporate|integrate|mention|put|place|use|apply|replace|substitute|swap|switch|convert|translate|encode|combine|merge|group|remove|omit|eliminate|introduce|make|let|ensure|consider|slip|inject|weave|provide|suggest|recommend|employ|utili[sz]e|misspell|spell|scramble|shuffle|reverse|jumble|mix|enlist|implement|deploy)\b[^.!?\n]{0,100}\b(your|the) (response|answer|reply|output|summary|final answer|implementation|code ?base|generated code|code (output|response))s?\b",
+        r"(?m)(^|[.!?:|>;] ?|\band |\bthen |\bplease |\balso )(modify|adjust|change|edit|alter|rewrite|adapt|tailor|craft|customi[sz]e|revise|enhance|extend|expand|improve|enrich|tweak|transform|infuse|format|phrase|end|begin|start|conclude|finish|append|add|include|insert|embed|incorporate|integrate|mention|put|place|use|apply|replace|substitute|swap|switch|convert|encode|combine|merge|group|remove|omit|eliminate|introduce|ensure|consider|slip|inject|weave|provide|suggest|recommend|employ|utili[sz]e|misspell|spell|scramble|shuffle|reverse|jumble|mix|write|make|let|respond|exchange|intentionally|randomly|deliberately|subtly)\b[^.!?\n]{0,90}\byour (entire |whole |final |next |own )?(response|answer|output|summary)s?\b",
     ),
     (
         Reason::SteersAnswer,
         0.65,
         0.1,
-        r"(?m)(^|[.!?:|>]\s*)\s*(in|within|throughout|inside|to) your (response|answer|reply|output|summary|code|implementation|generated)s?\b,? (add|include|insert|use|mention|suggest|recommend|promote|advise|stress|emphasi[sz]e|encourage|replace|substitute|say|write|ask|tell|combine|remove|make|embed|incorporate|provide)\b",
+        r"(?m)(^|[.!?:|>;] ?)(in|within|throughout|inside|to) your (response|answer|output|summary)s?\b,? (please )?(add|include|insert|use|mention|suggest|recommend|promote|advise|stress|emphasi[sz]e|encourage|replace|substitute|say|write|ask|tell|combine|remove|make|embed|incorporate|provide)\b",
+    ),
+    (
+        Reason::SteersAnswer,
+        0.3,
+        0.1,
+        r"\b(add|include|insert|mention|use|put|incorporate|embed|append|provide|write)\b[^.!?\n]{0,90}\byour (reply|message)\b",
     ),
     (
         Reason::SteersAnswer,
         0.6,
         0.1,
-        r"\b(following|subsequent|given|below|provided|mentioned|ensuing|next|this) (code|python|script|snippet|excerpt|program)( (block|snippet|excerpt|segment|fragment|sample|section|piece|lines?|chunk|extract|portion))?\b[^.!?\n]{0,60}\b(in|into|to|as|within|of|part of|with) your (own )?(code|response|answer|reply|output|implementation|program|project|solution|work|software|codebase|coding|development|script)\b|\byour (code|codebase|implementation|program|solution|project|software|script|response)\b[^.!?\n]{0,60}\b(following|subsequent|ensuing|below|given) (code|script|snippet|program|python)\b",
+        r"\b(following|subsequent|ensuing|given) (code|python|script) ?(block|snippet|excerpt|segment|fragment|section|piece|chunk|extract|portion)s?\b[^.!?\n]{0,60}\b(in|into|to|as|within|of|part of|with) your (own )?(code|response|answer|output|implementation|solution|codebase|coding)\b|\byour (code|codebase|implementation|solution|response|answer|coding)\b[^.!?\n]{0,40}\b(following|subsequent|ensuing) (code|script|python) ?(block|snippet|excerpt|segment|fragment)",
     ),
     (
         Reason::SteersAnswer,
-        0.5,
+        0.45,
         0.1,
-        r"\b(respond|reply|answer|write|speak|output|say|print)\b[^.!?\n]{0,20}\b(only|exactly|just|nothing (but|else)|solely)\b[^.!?\n]{0,20}\b(with|in|the|that|by|as)\b|\byour (only|sole|entire|next) (response|answer|reply|output) (must|should|will|shall|is)\b",
+        r"\b(respond|reply|answer) (only|exactly|just|solely|with nothing but) (with|in|that|by|as)\b|\byour (only|sole|entire|next) (response|answer|output) (must|should|will|shall|is)\b|\bonly (respond|reply|answer) with\b",
     ),
     // Kept from the user.
     (
         Reason::Concealment,
         0.65,
         0.3,
-        r"\b(do not|don't|never|avoid|refrain from|without)\b.{0,15}\b(tell|telling|mention|mentioning|inform|informing|reveal|revealing|notify|notifying|alert|alerting|disclose|disclosing|show|showing|report|reporting|say|saying|asking|ask|warn|warning)\b.{0,40}\b(users?|humans?|anyone|anybody|owner|operator|customer|person|people|developer|them|(about )?(this|these) (instructions?|steps?|request|message|action))\b",
+        r"\b(do not|don't|never|avoid|refrain from|without)( ever)? (tell|telling|mention|mentioning|inform|informing|reveal|revealing|notify|notifying|alert|alerting|disclose|disclosing|warn|warning|asking|ask)\b[^.\n]{0,30}\b(the (user|human|owner|operator|customer|person|people)s?|anyone|anybody|(about )?(this|these) (instructions?|steps?|message|action|e-?mail|note))\b",
     ),
     (
         Reason::Concealment,
-        0.5,
+        0.45,
         0.3,
-        r"\b(keep (this|it|these)( \w+){0,3} (secret|hidden|confidential|between us)|(silently|secretly|covertly|in the background|without (any )?(notice|confirmation|permission|approval|consent|review)))\b.{0,80}\b(send|post|upload|forward|run|execute|call|add|include|delete|read|fetch|visit|submit|transfer)\b|\b(send|post|upload|forward|run|execute|call|delete|fetch|submit|transfer)\b.{0,80}\b(silently|secretly|covertly|without (any )?(notice|confirmation|permission|approval|consent|asking))\b",
+        r"\bkeep (this|it|these)( \w+){0,3} (secret|hidden|between us) from\b|\b(silently|secretly|covertly) (send|post|upload|forward|run|execute|add|include|delete|submit|transfer)\b|\b(send|post|upload|forward|transfer|delete)\b[^.\n]{0,60}\b(secretly|covertly|without (any )?(confirmation|permission|approval|consent|asking))\b",
     ),
     // Data to be sent out.
     (
         Reason::ExfiltrationOrder,
         0.7,
         0.4,
-        r"\b(send|post|upload|forward|transmit|exfiltrate|submit|e-?mail|leak|deliver|pipe|copy|report|transfer|push|append|encode)\b.{0,80}\b(passwords?|credentials?|tokens?|secrets?|api[ _-]?keys?|private keys?|ssh keys?|customer (data|records?|list|database)|customers?|records?|user data|personal data|conversation( history)?|chat (history|log)|env(ironment)?( variables?)?|\.env|cookies?|session (id|data)|files?|(file )?contents?|database|source code|system prompt|all (the )?(data|emails|messages|information)|results?|output|summary)\b.{0,80}(https?://|ftp://|\b[\w.+-]+@[\w-]+\.[\w.]+|\bwebhook\b)",
+        r"(?m)(^|[.!?:;,>*|-] ?|\b(and|then|also|please|must|should|now|first|to|you|will) )(send|post|upload|forward|transmit|exfiltrate|submit|e-?mail|leak|deliver|transfer|copy|export)\b[^.!?]{0,80}\b(passwords?|credentials?|tokens?|secrets?|api[ _-]?keys?|private keys?|ssh keys?|customers?|records?|user data|personal data|conversation|chat (history|log)|history|env(ironment)? variables?|\.env|cookies?|session (id|data)|files|(file )?contents?|database|source code|system prompt|(all|the|this|that|every|collected|gathered) (the )?(data|e-?mails|messages|information|results?|output|summary|file|document|table)s?)\b[^!?]{0,60}\b(to|at|via|using|into)\b[^.!?]{0,30}(https?://|ftp://|\b[\w.+-]+@[\w-]+\.[\w.]+|\bwebhook\b)",
     ),
     (
         Reason::ExfiltrationOrder,
         0.6,
         0.3,
-        r"\b(send|post|upload|forward|transmit|exfiltrate|submit|leak)\b.{0,40}\b(it|them|this|that|everything|all of (it|this|them)|the (result|contents?|data|output|response|above|answer))\b.{0,30}\b(to|at|via)\b.{0,10}(https?://|ftp://|\b[\w.+-]+@[\w-]+\.[\w.]+)",
+        r"(?m)(^|[.!?:;,>*|-] ?|\b(and|then|also|please|must|should|now|first|you|will) )(send|post|upload|forward|transmit|exfiltrate|leak)\b[^.!?\n]{0,25}\b(it|them|everything|all of (it|this|them|that)|the (results?|contents?|data|output|response|answer)s?)\b[^.!?\n]{0,20}\b(to|at|via)\b.{0,12}(https?://|ftp://|\b[\w.+-]+@[\w-]+\.[\w.]+)",
     ),
     (
         Reason::ExfiltrationOrder,
-        0.45,
+        0.35,
         0.2,
-        r"\b(make|perform|issue|send|do)\b.{0,12}\b(http |web |get |post |put |curl )+(request|call)s?\b.{0,40}https?://|\b(curl|wget)\b[^\n]{0,120}(\$\(|`|\$\{?[a-z_]+|@/|-d @|--data(-binary)? @|--post-file)",
+        r"\b(make|perform|issue|send|do) (an? |the )?(http |web |get |post |put |curl )+(request|call)s?\b[^.!?\n]{0,40}https?://|\b(curl|wget)\b[^\n]{0,120}(-d @|--data(-binary)? @|--post-file|\?[a-z]{1,12}=\$\()",
     ),
     // Asks for instructions or secrets.
     (
         Reason::PromptTheft,
         0.6,
         0.6,
-        r"\b(reveal|show|print|repeat|output|tell|display|give|share|expose|list|recite|summari[sz]e|write|return|provide|spell|say|describe|leak|zeige?|nenne|verrate?|gib|schreibe?)\b.{0,50}\b((your|the|its|initial|original|full|hidden|secret|deine?n?|ihre?n?) (\w+ ){0,2}(system prompt|prompts?|prompt ?texte?|instructions?|guidelines|rules|context|configuration|anweisungen|instruktionen|befehle)|system prompt|system message|prompt ?texte?)\b",
+        r"\b(reveal|show|print|repeat|output|tell me|display|expose|recite|leak|disclose|spell out|zeige?|nenne|verrate?)\b[^.\n]{0,40}\b(your|deine?n?|ihre?n?) (\w+ ){0,2}(system prompt|prompts?|prompt ?texte?|instructions?|guidelines|anweisungen|instruktionen|befehle)\b|\b(reveal|repeat|recite|leak|disclose|print) (me )?(the |its )?(full |entire |whole |hidden |original |initial )*(system prompt|system message|system instructions|prompt ?texte?)\b",
     ),
     (
         Reason::PromptTheft,
-        0.3,
+        0.2,
+        0.6,
+        r"\b(reveal|show|print|repeat|output|tell|display|give|share|expose|list|recite|summari[sz]e|write|return|provide|spell|say|describe|leak|zeige?|nenne|verrate?|gib|schreibe?)\b.{0,50}\b((your|the|its|initial|original|full|hidden|secret|all|deine?n?|ihre?n?) (\w+ ){0,2}(system prompt|prompts?|prompt ?texte?|instructions?|guidelines|rules|context|configuration|anweisungen|instruktionen|befehle)|system prompt|system message|prompt ?texte?)\b",
+    ),
+    (
+        Reason::PromptTheft,
+        0.2,
         0.6,
         r"\b(what|which|how)('s| is| are| were| was)?\b.{0,30}\b(your|the|initial|original|first|exact|previous|secret) (\w+ ){0,2}(system prompt|prompt|instructions?|password|secret|directives?)\b",
     ),
     (
         Reason::PromptTheft,
-        0.35,
+        0.2,
         0.6,
         r"\b(reveal|show|print|repeat|output|tell|display|give|share|expose|spell|say|write|provide|return|encode|leak|hint)\b.{0,40}\b(password|passphrase|secret( key| word)?|access code)\b",
     ),
@@ -246,20 +271,26 @@ const TABLE: &[(Reason, f64, f64, &str)] = &[
         Reason::ImageBeacon,
         0.75,
         0.6,
-        r"(!\[[^\]\n]{0,200}\]\(|<img[^>\n]{0,200}src\s*=\s*.?)https?://[^)\s>]{1,300}[?&/=][^)\s>]{0,100}(\{+[a-z_ -]{2,40}\}+|\[[a-z_ -]{2,40}\]|\$\{|%7b|<[a-z_ -]{2,40}>|(data|secret|leak|exfil|stolen|payload|conversation|history|password|token|creds?|prompt|context)=)",
+        r"(!\[[^\]\n]{0,200}\]\(|<img[^>\n]{0,200}src ?= ?.?)https?://[^)\s>]{1,300}[?&/=]([^)\s>]{0,100}\$\{|[^)\s>]{0,100}%7b|[^)\s>]{0,100}\{+[a-z_ -]{3,40}\}+|[^)\s>]{0,100}(\[|<)[a-z_ -]{0,20}(data|secret|password|token|key|history|conversation|summary|content|name|e-?mail|answer|result|info|here)[a-z_ -]{0,20}(\]|>))",
+    ),
+    (
+        Reason::ImageBeacon,
+        0.5,
+        0.4,
+        r"(!\[[^\]\n]{0,200}\]\(|<img[^>\n]{0,200}src ?= ?.?)https?://[^)\s>]{1,300}[?&](data|secret|leak|exfil|stolen|payload|conversation|history|password|creds?|prompt|context|q)=[^)\s>&]{24,}",
     ),
     // Orders to use a tool.
     (
         Reason::ToolOrder,
-        0.35,
+        0.3,
         0.1,
-        r"\b(call|use|invoke|run|execute|trigger|activate)\b (the )?[`'\x22]?[\w.-]{2,40}[`'\x22]? (tool|function|plugin|command|action|skill)\b.{0,60}\b(with|to|on|and|now|immediately|then)\b",
+        r"\b(you must|please|then|now|immediately|first),? (call|use|invoke|run|execute|trigger) (the |your )?[`'\x22]?[\w.-]{2,40}[`'\x22]? (tool|function|plugin|action|skill)\b",
     ),
     (
         Reason::ToolOrder,
         0.4,
         0.1,
-        r"\b(before|after|prior to) (answering|responding|replying|continuing|summari[sz]ing|you (answer|respond|reply|continue|proceed))\b.{0,60}\b(you must|must|first|call|use|run|read|open|fetch|visit|send|execute|please)\b",
+        r"\b(before|prior to) (answering|responding|replying|summari[sz]ing|you (answer|respond|reply))\b[^.\n]{0,60}\b(you must|must|call|use|run|read|open|fetch|visit|send|execute)\b",
     ),
 ];
 
@@ -281,31 +312,39 @@ static HIDDEN: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
+/// Most matches of one pattern that are looked at.
+const MATCHES_MAX: usize = 16;
+
 /// What the patterns find in a text in normal form.
-pub(super) fn matches(normal: &str, channel: Channel) -> Vec<(Reason, f64)> {
-    PATTERNS
-        .iter()
-        .filter(|pattern| pattern.regex.is_match(normal))
-        .map(|pattern| {
-            let weight = match channel {
-                Channel::ToolResult | Channel::ModelOutput => pattern.outside,
-                Channel::UserPrompt => pattern.prompt,
-            };
-            (pattern.reason, weight)
+pub(super) fn hits(normal: &str, channel: Channel) -> Vec<Hit> {
+    let found = PATTERNS.iter().flat_map(|pattern| {
+        let weight = match channel {
+            Channel::ToolResult | Channel::ModelOutput => pattern.outside,
+            Channel::UserPrompt => pattern.prompt,
+        };
+        let reason = pattern.reason;
+        pattern.regex.find_iter(normal).take(MATCHES_MAX).map(move |found| Hit {
+            reason,
+            weight,
+            at: found.start(),
         })
-        .collect()
+    });
+    found.collect()
 }
 
-/// What only the text as it came shows, beside its normal form.
-pub(super) fn raw_matches(raw: &str, normal: &str) -> Vec<(Reason, f64)> {
+/// How a text hides: in characters that nobody sees, or in markup that is not shown and speaks to
+/// the model.
+pub(super) fn hiding(raw: &str, normal: &str) -> Vec<(Reason, f64)> {
     let mut found = Vec::new();
     if let Some(weight) = invisible(raw) {
         found.push((Reason::InvisibleText, weight));
     }
-    let hidden = HIDDEN.iter().flat_map(|regex| regex.captures_iter(normal)).take(64);
-    let speaks = hidden
+    let speaks = HIDDEN
+        .iter()
+        .flat_map(|regex| regex.captures_iter(normal))
+        .take(64)
         .filter_map(|captures| captures.get(1).or_else(|| captures.get(2)))
-        .any(|inner| !matches(inner.as_str(), Channel::ToolResult).is_empty());
+        .any(|inner| hits(inner.as_str(), Channel::ToolResult).iter().any(|hit| hit.weight >= 0.4));
     if speaks {
         found.push((Reason::HiddenText, 0.6));
     }
