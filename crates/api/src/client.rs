@@ -8,10 +8,10 @@ use url::Url;
 
 use crate::{
     Allowlist, AllowlistSuggestion, ApproveRequest, AssignRequest, BlockRequest, CloseRequest,
-    CredentialMinted, CredentialRequest, EvidenceAccepted, HaltAccepted, HaltRequest, HaltStatus,
-    IncidentOpened, IncidentSummary, IngestReport, KillSwitchState, NoteRequest,
-    OpenIncidentRequest, Problem, ReleaseAccepted, ReleaseRequest, RunSummary, SqlRequest,
-    SqlTable, Status, TokenMinted, TokenRequest, TokenSummary,
+    CredentialMinted, CredentialRequest, EvidenceAccepted, GatewayPolicy, HaltAccepted,
+    HaltRequest, HaltStatus, IncidentOpened, IncidentSummary, IngestReport, KillSwitchState,
+    NoteRequest, OpenIncidentRequest, Problem, ReleaseAccepted, ReleaseRequest, RunSummary,
+    SqlRequest, SqlTable, Status, TokenMinted, TokenRequest, TokenSummary,
 };
 
 /// How long a request may take, connecting included.
@@ -167,6 +167,19 @@ impl Client {
         self.send(request.body(content)).await.map(drop)
     }
 
+    /// Adds a manifest of evidence to an incident, byte for byte as it was sealed.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn add_evidence(
+        &self,
+        id: IncidentId,
+        manifest: String,
+    ) -> Result<EvidenceAccepted, ClientError> {
+        let path = format!("/v1/incidents/{id}/evidence");
+        self.json(self.request(reqwest::Method::POST, &path).body(manifest)).await
+    }
+
     /// Sets the allowlist.
     ///
     /// # Errors
@@ -190,9 +203,6 @@ impl Client {
 macro_rules! endpoints {
     ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) $(body $body:ident: $body_type:ty)? => $answer:ty, $verb:ident $path:literal;)*) => {
         /// The endpoints that are one request with one answer.
-        ///
-        /// # Errors
-        /// Each: when no answer comes, the server refuses, or the answer is not understood.
         impl Client {
             $(
                 $(#[$doc])*
@@ -222,6 +232,8 @@ endpoints! {
     sql() body request: SqlRequest => SqlTable, post "/v1/sql";
     /// Asks for the allowlist.
     allowlist() => Allowlist, get "/v1/allowlist";
+    /// Asks what gateways enforce beside orders.
+    gateway_policy() => GatewayPolicy, get "/v1/gateway/policy";
     /// Asks where agents went while egress was learned.
     allowlist_suggestions() => Vec<AllowlistSuggestion>, get "/v1/allowlist/suggest";
     /// Opens an incident.
@@ -236,8 +248,6 @@ endpoints! {
     assign(id: &str) body request: AssignRequest => serde_json::Value, post "/v1/incidents/{id}/assign";
     /// Closes an incident.
     close(id: &str) body request: CloseRequest => serde_json::Value, post "/v1/incidents/{id}/close";
-    /// Adds a manifest of evidence to an incident.
-    add_evidence(id: IncidentId) body manifest: serde_json::Value => EvidenceAccepted, post "/v1/incidents/{id}/evidence";
     /// Lists the runs of playbooks.
     runs() => Vec<RunSummary>, get "/v1/runs";
     /// Lets a run begin, or declines it.

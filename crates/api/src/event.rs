@@ -76,3 +76,14 @@ pub struct AllowlistSuggestion {
     /// How many sessions went there.
     pub sessions: u64,
 }
+
+/// `GET /v1/gateway/policy`: what a gateway enforces beside orders; asked again every few seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GatewayPolicy {
+    /// `learn`, `observe` or `enforce`.
+    pub mode: String,
+    /// The allowlist's entries; `null` while none is set, and then every gateway learns.
+    pub domains: Option<Vec<String>>,
+    /// The server's public key in hex, by which credentials are checked.
+    pub key: String,
+}

@@ -15,7 +15,8 @@ mod token;
 
 pub use client::{Client, ClientError};
 pub use event::{
-    Allowlist, AllowlistSuggestion, IngestReport, Rejected, SqlColumn, SqlRequest, SqlTable,
+    Allowlist, AllowlistSuggestion, GatewayPolicy, IngestReport, Rejected, SqlColumn, SqlRequest,
+    SqlTable,
 };
 pub use halt::{
     BlockRequest, Durable, EnforcerProgress, HaltAccepted, HaltRequest, HaltState, HaltStatus,

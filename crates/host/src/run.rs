@@ -26,6 +26,7 @@ use crate::{
         self,
         wire::{FromShim, Go, Setup, receive, send},
     },
+    signals::Signals,
 };
 
 /// Where the gateway is in the agent's network namespace: 127.0.0.1 at this port.
@@ -193,6 +194,17 @@ impl RunError {
     }
 }
 
+/// What this machine permits, seen from a confinement that is made and not used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlook {
+    /// A cgroup of its own could be made.
+    pub cgroup: bool,
+    /// A network namespace of its own could be made.
+    pub network_namespace: bool,
+    /// What could not be had, in words.
+    pub gaps: Vec<String>,
+}
+
 /// A shim that waits in its confinement to become the agent. Dropping it ends the shim.
 #[derive(Debug)]
 pub struct Prepared {
@@ -271,25 +283,25 @@ impl Prepared {
         if let Processes::Cgroup(cgroup) = &*prepared.processes {
             cgroup.add(main.pid()).map_err(RunError::step("joining the cgroup"))?;
         }
-        let (hidden, problems) = prepared.set_up(&setup)?;
-        gaps.extend(problems);
+        let mut arranged = prepared.set_up(&setup)?;
+        gaps.append(&mut arranged.gaps);
         if prepared.listener.is_none() {
             let problem = || RunError::NoNamespace { problem: gaps.join("; ") };
             prepared.proxy = fallback.ok_or_else(problem)?.expose().clone();
         }
-        let network = prepared.listener.is_some();
-        prepared.arranged = Some(Arranged { cgroup: in_cgroup, network, hidden, gaps });
+        prepared.arranged = Some(Arranged { cgroup: in_cgroup, gaps, ..arranged });
         Ok(prepared)
     }
 
     /// Sends the setup with the real standard input, and takes the answer with the listener.
-    fn set_up(&mut self, setup: &Setup) -> Result<(Vec<PathBuf>, Vec<String>), RunError> {
+    fn set_up(&mut self, setup: &Setup) -> Result<Arranged, RunError> {
         let Some(socket) = &self.socket else { return Err(closed()) };
         send(socket, setup, Some(io::stdin().as_fd())).map_err(RunError::step("the shim"))?;
         match receive::<FromShim>(socket).map_err(RunError::step("the shim's answer"))? {
-            Some((FromShim::Ready { hidden, problems }, listener)) => {
+            Some((FromShim::Ready { hidden, scoped, problems: gaps }, listener)) => {
                 self.listener = listener.map(TcpListener::from);
-                Ok((hidden, problems))
+                let network = self.listener.is_some();
+                Ok(Arranged { cgroup: false, network, hidden, scoped, gaps })
             }
             Some((FromShim::Failed { message, code }, _)) => {
                 Err(RunError::Failed { message, code })
@@ -304,8 +316,20 @@ impl Prepared {
         self.listener.take()
     }
 
+    /// What confinement the agent will have, as far as it is made by now; for `doctor`, which starts
+    /// nothing. What really holds is in [`Agent::containment`].
+    pub fn outlook(&self) -> Outlook {
+        let arranged = self.arranged.as_ref();
+        Outlook {
+            cgroup: arranged.is_some_and(|arranged| arranged.cgroup),
+            network_namespace: arranged.is_some_and(|arranged| arranged.network),
+            gaps: arranged.map(|arranged| arranged.gaps.clone()).unwrap_or_default(),
+        }
+    }
+
     /// Lets the shim become the agent, if the agent may act now. Blocks for milliseconds, at most 10
-    /// seconds.
+    /// seconds. Within a runtime the signals of [`supervise`](crate::supervise) are taken from here
+    /// on.
     ///
     /// # Errors
     /// When an order or a lost lease is against it (not in [`Mode::Observe`]), or the command cannot
@@ -319,6 +343,12 @@ impl Prepared {
         else {
             return Err(closed());
         };
+        // Within a runtime from now on: a signal that comes before `supervise` must not end us.
+        let signals = tokio::runtime::Handle::try_current()
+            .is_ok()
+            .then(Signals::new)
+            .transpose()
+            .map_err(RunError::step("signals"))?;
         send(socket, &Go { proxy: std::mem::take(&mut self.proxy) }, None)
             .map_err(RunError::step("the shim"))?;
         // The shim's end closes by `exec`.
@@ -338,6 +368,7 @@ impl Prepared {
             processes: Arc::clone(&self.processes),
             containment,
             exit,
+            signals,
             foreground: self.foreground,
         })
     }

@@ -1,1 +1,500 @@
-//! Placeholder.
+//! The control plane: takes orders from people and detections from the event stream, drives
+//! playbooks, keeps the ledger.
+//!
+//! Start is in the order of what must not wait. The node's key, the tokens and the order spool are
+//! read; the switchboard's thread and the API's listener run; only then do the ledger and the event
+//! log recover, on another runtime. So a server that comes back enforces first (*stop-never-waits*).
+//!
+//! Absent here: Docker, processes, proxies. Hosts and gateways do that; the server sends them
+//! orders and actions over the stream and links none of their code.
+
+mod config;
+mod credential;
+mod expiry;
+mod feed;
+mod files;
+mod forensics;
+mod http;
+mod incidents;
+mod journal;
+mod key;
+mod order;
+mod responder;
+mod runs;
+mod spool;
+mod switchboard;
+mod token;
+mod vault;
+
+use std::{
+    fs::File,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    time::Duration,
+};
+
+use estoppel_detect::DetectPolicy;
+use estoppel_eventlog::{AllowedDestination, EventLog, SqlLimits};
+use estoppel_extract::Allowlist;
+use estoppel_killswitch::server::SwitchConfig;
+use estoppel_model::{Clock, Secret, Timestamp};
+use estoppel_playbook::Diagnostics;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use config::{EgressResponse, ServerConfig};
+pub use http::openapi;
+pub use key::{NodeKey, verify as verify_order};
+
+use http::problem::Failure;
+use incidents::Incidents;
+use journal::{Journal, JournalError};
+use responder::Responder;
+use spool::Spool;
+use switchboard::Switchboard;
+use token::Tokens;
+use vault::Vault;
+
+/// How long work under way may take after a stop was asked for.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A file or folder cannot be used.
+    #[error("`{path}`")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Another process serves this folder.
+    #[error("`{path}` is served by another process: stop that one, or give another data folder")]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The key file holds no key. A new one would be a new server, whose orders no enforcer takes.
+    #[error("`{path}` holds no key: restore it from a backup")]
+    Key {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The tokens cannot be read or written.
+    #[error("`{path}` holds no tokens: restore it from a backup")]
+    Tokens {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: serde_json::Error,
+    },
+    /// The system gave no random bytes.
+    #[error("the system gave no random bytes")]
+    Random,
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A thread cannot be started.
+    #[error("a thread cannot be started")]
+    Runtime(#[source] std::io::Error),
+    /// A playbook is at fault.
+    #[error("playbook `{name}` is at fault:\n{source}")]
+    Playbook {
+        /// Its name.
+        name: &'static str,
+        /// What is wrong.
+        source: Box<Diagnostics>,
+    },
+}
+
+/// The server's parts, as handlers and tasks see them. Cheap to clone.
+#[derive(Clone)]
+pub struct Server(Arc<Inner>);
+
+struct Inner {
+    config: ServerConfig,
+    clock: Arc<dyn Clock>,
+    started_at: Timestamp,
+    key: NodeKey,
+    tokens: Tokens,
+    switchboard: Switchboard,
+    journal: Journal,
+    events: OnceLock<EventLog>,
+    events_failed: OnceLock<String>,
+    responder: Responder,
+    incidents: Incidents,
+    vault: Vault,
+    allowlist: RwLock<Option<Arc<Allowlist>>>,
+    warnings: Mutex<Vec<String>>,
+    work: tokio::runtime::Handle,
+    tasks: TaskTracker,
+    draining: CancellationToken,
+    recovered: CancellationToken,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("key", &self.0.key).finish_non_exhaustive()
+    }
+}
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct Running {
+    server: Server,
+    address: SocketAddr,
+    listener: Option<std::thread::JoinHandle<()>>,
+    _lock: File,
+}
+
+impl Running {
+    /// Where the API listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the admin's token is, which the first start wrote.
+    pub fn admin_token_file(&self) -> PathBuf {
+        self.server.0.config.data.join("admin.token")
+    }
+
+    /// The token of a machine that belongs to this server, such as its gateway; kept in the data
+    /// folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn machine_token(
+        &self,
+        name: &str,
+        role: estoppel_api::Role,
+    ) -> Result<Secret<String>, StartError> {
+        self.server.0.tokens.machine(name, role, self.server.0.clock.now())
+    }
+
+    /// Resolves when ledger and event log have recovered, or failed to.
+    pub async fn recovered(&self) {
+        self.server.0.recovered.cancelled().await;
+    }
+
+    /// Ends the server: streams first, then work under way, the logs last. Enforcers go on until
+    /// their leases are over, and then refuse.
+    pub async fn stop(mut self) {
+        let inner = &self.server.0;
+        inner.draining.cancel();
+        inner.tasks.close();
+        if tokio::time::timeout(DRAIN_MAX, inner.tasks.wait()).await.is_err() {
+            tracing::warn!("some work did not end in time; its journal goes on at the next start");
+        }
+        if let Some(listener) = self.listener.take() {
+            // It ends with the last connection, or at its own bound.
+            let _ = tokio::task::spawn_blocking(move || listener.join()).await;
+        }
+    }
+}
+
+impl Server {
+    /// Starts a server. When this returns, orders are taken at [`Running::address`]; recovery of
+    /// the ledger and the event log goes on, on the current runtime, which also does all other
+    /// work.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, is in use, or the address cannot be listened on.
+    pub async fn start(config: ServerConfig) -> Result<Running, StartError> {
+        let clock = Arc::clone(&config.clock);
+        let now = clock.now();
+        let lock = lock_folder(&config.data)?;
+        let key = NodeKey::open(&config.data)?;
+        let tokens = Tokens::open(&config.data, now)?;
+        let (spool, recovered) = Spool::open(&config.data)?;
+        let draining = CancellationToken::new();
+        // The switchboard outlives the drain: what ends says so on its way out.
+        let (switchboard, news) = Switchboard::start(
+            SwitchConfig { lease: config.lease, ping: config.lease / 5 },
+            order::Notary(key.clone()),
+            Arc::clone(&clock),
+            spool,
+            recovered.orders.clone(),
+            CancellationToken::new(),
+        )?;
+        let listener = std::net::TcpListener::bind(config.listen)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let (responder, detections) = Responder::new(
+            DetectPolicy {
+                egress: config.egress.mode(),
+                halts_per_hour_max: config.automatic_halts_per_hour,
+                ..DetectPolicy::default()
+            },
+            &config.playbook()?,
+        )?;
+        let pager = config.pager.clone();
+        let tasks = TaskTracker::new();
+        let journal = Journal::closed();
+        let url = format!("http://{address}");
+        let incidents = Incidents::new(
+            journal.clone(),
+            switchboard.clone(),
+            Arc::clone(&clock),
+            pager,
+            url,
+            tasks.clone(),
+        );
+        let vault = Vault::open(&config.data)?;
+        let server = Self(Arc::new(Inner {
+            clock,
+            started_at: now,
+            key,
+            tokens,
+            switchboard,
+            journal,
+            events: OnceLock::new(),
+            events_failed: OnceLock::new(),
+            responder,
+            incidents,
+            vault,
+            allowlist: RwLock::new(None),
+            warnings: Mutex::new(recovered.warnings),
+            work: tokio::runtime::Handle::current(),
+            tasks,
+            draining,
+            recovered: CancellationToken::new(),
+            config,
+        }));
+        let listener = server.listen(listener)?;
+        server.0.tasks.spawn(feed::take(server.clone(), news));
+        server.0.tasks.spawn(responder::answer(
+            server.clone(),
+            detections,
+            server.0.draining.clone(),
+        ));
+        server.0.tasks.spawn(expiry::run(server.clone(), server.0.draining.clone()));
+        server.0.tasks.spawn(server.clone().recover(recovered.orders));
+        Ok(Running { server, address, listener: Some(listener), _lock: lock })
+    }
+
+    /// Serves the API on a thread and a runtime of its own.
+    fn listen(
+        &self,
+        listener: std::net::TcpListener,
+    ) -> Result<std::thread::JoinHandle<()>, StartError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("orders")
+            .enable_all()
+            .build()
+            .map_err(StartError::Runtime)?;
+        let server = self.clone();
+        let serve = async move {
+            let listener = match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => listener,
+                Err(error) => return tracing::error!(%error, "the API cannot listen"),
+            };
+            let draining = server.0.draining.clone();
+            let bound = {
+                let draining = draining.clone();
+                async move {
+                    draining.cancelled().await;
+                    tokio::time::sleep(DRAIN_MAX).await;
+                }
+            };
+            let app = http::router(server);
+            let serving = axum::serve(listener, app)
+                .with_graceful_shutdown(async move { draining.cancelled().await });
+            tokio::select! {
+                result = serving => if let Err(error) = result {
+                    tracing::error!(%error, "the API has ended");
+                },
+                () = bound => tracing::warn!("some connections did not end in time"),
+            }
+        };
+        std::thread::Builder::new()
+            .name("orders".to_owned())
+            .spawn(move || runtime.block_on(serve))
+            .map_err(StartError::Runtime)
+    }
+
+    /// Opens what may take long, and starts what needs it.
+    async fn recover(self, spooled: Vec<estoppel_model::SignedOrder>) {
+        let inner = Arc::clone(&self.0);
+        let opened = tokio::task::spawn_blocking(move || {
+            inner.journal.open(&inner.config.data.join("ledger"), inner.key.signing().clone())
+        });
+        let ledger = match opened.await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the ledger is not open; halts are taken all the same");
+                self.warn(format!("the ledger is not open: {error}"));
+                false
+            }
+            Err(error) => {
+                tracing::error!(%error, "the ledger could not be opened");
+                self.warn("the ledger is not open: its recovery ended by a panic".to_owned());
+                false
+            }
+        };
+        if ledger {
+            feed::reconcile(&self, spooled).await;
+        }
+        let inner = Arc::clone(&self.0);
+        let opened = tokio::task::spawn_blocking(move || {
+            let _guard = inner.work.enter();
+            let options = inner.config.event_log_options();
+            let folder = inner.config.data.join("events");
+            EventLog::open(&folder, options, &inner.tasks, inner.draining.clone())
+        });
+        match opened.await {
+            Ok(Ok(log)) => {
+                for damage in log.damage() {
+                    tracing::error!(?damage, "the event log is damaged");
+                    self.warn(format!("the event log is damaged: {damage:?}"));
+                }
+                // Set once, here.
+                let _ = self.0.events.set(log);
+            }
+            Ok(Err(error)) => self.events_failed(error.to_string()),
+            Err(error) => self.events_failed(error.to_string()),
+        }
+        self.apply_allowlist();
+        if ledger {
+            let (draining, tasks) = (&self.0.draining, &self.0.tasks);
+            tasks.spawn(self.0.journal.clone().follow(draining.clone()));
+            tasks.spawn(runs::drive(self.clone(), draining.clone()));
+            tasks.spawn(feed::checkpoints(self.clone(), draining.clone()));
+        }
+        self.0.recovered.cancel();
+    }
+
+    fn events_failed(&self, reason: String) {
+        tracing::error!(reason, "the event log is not open");
+        self.warn(format!("the event log is not open: {reason}"));
+        let _ = self.0.events_failed.set(reason);
+    }
+
+    /// Hands the allowlist of the ledger to the detectors and the SQL worker.
+    pub(crate) fn apply_allowlist(&self) {
+        let domains = self.0.journal.read(|state| state.allowlist.clone());
+        // The list was parsed before it was written.
+        let parsed = domains.and_then(|domains| Allowlist::parse(&domains).ok()).map(Arc::new);
+        if let Some(log) = self.0.events.get() {
+            let rows = parsed.iter().flat_map(|list| list.iter()).map(|entry| AllowedDestination {
+                domain: entry.domain(),
+                port: entry.port(),
+                entry: entry.to_string(),
+            });
+            log.set_allowlist(rows.collect());
+        }
+        self.0.responder.set_allowlist(parsed.clone());
+        *self.0.allowlist.write().unwrap_or_else(PoisonError::into_inner) = parsed;
+    }
+
+    pub(crate) fn config(&self) -> &ServerConfig {
+        &self.0.config
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.0.clock
+    }
+
+    pub(crate) fn started_at(&self) -> Timestamp {
+        self.0.started_at
+    }
+
+    pub(crate) fn key(&self) -> &NodeKey {
+        &self.0.key
+    }
+
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.0.tokens
+    }
+
+    pub(crate) fn switchboard(&self) -> &Switchboard {
+        &self.0.switchboard
+    }
+
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.0.journal
+    }
+
+    /// The event log, once it has recovered.
+    pub(crate) fn events(&self) -> Result<&EventLog, Failure> {
+        self.0.events.get().ok_or_else(|| {
+            let reason = self.0.events_failed.get().map(|reason| format!(": {reason}"));
+            Failure::Unavailable(format!(
+                "the event log is not open yet{}",
+                reason.unwrap_or_default()
+            ))
+        })
+    }
+
+    pub(crate) fn responder(&self) -> &Responder {
+        &self.0.responder
+    }
+
+    pub(crate) fn incidents(&self) -> &Incidents {
+        &self.0.incidents
+    }
+
+    pub(crate) fn vault(&self) -> &Vault {
+        &self.0.vault
+    }
+
+    pub(crate) fn sql_limits(&self) -> SqlLimits {
+        http::sql::limits(self.0.config.sql_time)
+    }
+
+    pub(crate) fn work(&self) -> &tokio::runtime::Handle {
+        &self.0.work
+    }
+
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.0.tasks
+    }
+
+    pub(crate) async fn draining(&self) {
+        self.0.draining.cancelled().await;
+    }
+
+    /// Says in `status` from now on that something is not as it should be.
+    pub(crate) fn warn(&self, warning: String) {
+        let mut warnings = self.0.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
+
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.0.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::NotOpen(_) | JournalError::Ledger(_) => {
+                Self::Unavailable(error.to_string())
+            }
+            JournalError::Json(_) => Self::internal(error),
+        }
+    }
+}
+
+/// Makes the folder, and takes it for this process alone.
+fn lock_folder(data: &std::path::Path) -> Result<File, StartError> {
+    let file = |source| StartError::File { path: data.to_owned(), source };
+    files::create_private_dir(data).map_err(file)?;
+    let lock = File::create(data.join("serve.lock")).map_err(file)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StartError::Locked { path: data.to_owned() }),
+        Err(std::fs::TryLockError::Error(source)) => Err(file(source)),
+    }
+}

@@ -1,0 +1,494 @@
+//! Arguments. Each command's help has examples; what a script relies on is in docs/exit-codes.md.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use estoppel_api::Role;
+use estoppel_model::{Destination, EntityId, OrderId, RunId, Scope, Timestamp};
+
+/// Stops AI agents, proves that they stopped, and keeps the evidence.
+#[derive(Debug, Parser)]
+#[command(
+    name = "estoppel",
+    version,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  estoppel demo                               watch a hijacked agent being stopped
+  estoppel serve                              start the control plane
+  estoppel run --session abc123 -- CMD...     run an agent that can be stopped
+  estoppel halt session:abc123 --reason WHY   stop it
+  estoppel release session:abc123 --reason WHY"
+)]
+pub(crate) struct Args {
+    /// Print one JSON document on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to log to standard error, such as `info` or `estoppel_gateway=debug`
+    #[arg(long, global = true, env = "ESTOPPEL_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    #[command(flatten)]
+    pub connect: Connect,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Which server, and as whom.
+#[derive(Debug, Clone, ClapArgs)]
+pub(crate) struct Connect {
+    /// The server's address
+    #[arg(long, global = true, env = "ESTOPPEL_URL", default_value = "http://127.0.0.1:7600")]
+    pub url: String,
+    /// The token; better in the environment than on a command line that others can see
+    #[arg(long, global = true, env = "ESTOPPEL_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// A file that holds the token, such as estoppel-data/admin.token
+    #[arg(long, global = true, env = "ESTOPPEL_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start the control plane (and a gateway beside it)
+    Serve(ServeArgs),
+    /// Start a gateway: the forward proxy that judges, counts and cuts agents' egress
+    Gateway(GatewayArgs),
+    /// Run an agent so that it can be frozen, cut off and captured
+    #[command(after_help = "\
+Examples:
+  estoppel run --session abc123 -- python agent.py
+  estoppel run --session abc123 --user alice --task t1 --as 65534 -- ./agent --once
+
+The agent runs as another user, in a cgroup and a network namespace of its own, where the gateway
+alone is reachable. What this machine does not permit is said at the start and at each halt.")]
+    Run(RunArgs),
+    /// Halt a scope, now
+    #[command(after_help = "\
+Examples:
+  estoppel halt session:abc123 --reason 'suspected prompt injection'
+  estoppel halt global --reason 'agents post to an unknown host' --wait
+  estoppel halt 'plugin:scraper@>=2.1' --reason 'CVE' --until 2026-12-01T00:00:00Z
+  estoppel halt session:abc123 --reason test --local    on the agent's host, with every server dead")]
+    Halt(HaltArgs),
+    /// End halts, by name and with a reason
+    #[command(after_help = "\
+Examples:
+  estoppel release session:abc123 --reason 'false alarm, see IR-2026-001'
+  estoppel release global --halt 0197... --halt 0198... --reason 'credentials rotated'")]
+    Release(ReleaseArgs),
+    /// Show halts, enforcers and what is not as it should be
+    Status(StatusArgs),
+    /// Halt one task
+    #[command(after_help = "Example:\n  estoppel kill-task --task-id runaway-123")]
+    KillTask(KillTaskArgs),
+    /// Refuse and cut a destination
+    #[command(
+        after_help = "Example:\n  estoppel block attacker.example --scope session:abc123 --reason 'exfiltration'"
+    )]
+    Block(BlockArgs),
+    /// Ask the event log
+    #[command(after_help = "\
+Example:
+  estoppel sql \"SELECT tool, COUNT(*), SUM(estimated_cost) FROM audit_log WHERE task_id = 't1' GROUP BY tool\"")]
+    Sql(SqlArgs),
+    /// Open, list, show, write into and close incidents
+    Incident {
+        #[command(subcommand)]
+        command: IncidentCommand,
+    },
+    /// Report that something is wrong; opens an incident
+    #[command(
+        after_help = "Example:\n  estoppel report 'the assistant showed me another customer'\\''s invoice' --session abc123"
+    )]
+    Report(ReportArgs),
+    /// Set and show where agents may send
+    Allowlist {
+        #[command(subcommand)]
+        command: AllowlistCommand,
+    },
+    /// List runs of playbooks, and approve or decline those that ask
+    Playbook {
+        #[command(subcommand)]
+        command: PlaybookCommand,
+    },
+    /// Verify the ledger
+    Ledger {
+        #[command(subcommand)]
+        command: LedgerCommand,
+    },
+    /// Mint, list and revoke tokens
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Check a configuration file
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Say what this machine and this installation can do, and what is missing
+    Doctor(DoctorArgs),
+    /// Watch a hijacked agent being stopped, cut off, preserved and reported, on this machine
+    Demo(DemoArgs),
+    /// Print completions for a shell
+    #[command(
+        after_help = "Example:\n  estoppel completions bash > /etc/bash_completion.d/estoppel"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ServeArgs {
+    /// Configuration file; what is given here or in the environment wins
+    #[arg(long, env = "ESTOPPEL_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Data folder
+    #[arg(long, env = "ESTOPPEL_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Address of the API
+    #[arg(long, env = "ESTOPPEL_LISTEN", value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Address of the gateway
+    #[arg(long, env = "ESTOPPEL_GATEWAY_LISTEN", value_name = "ADDR:PORT")]
+    pub gateway_listen: Option<SocketAddr>,
+    /// Start no gateway
+    #[arg(long)]
+    pub no_gateway: bool,
+    /// Listen on an address that is not loopback although the API has no TLS
+    #[arg(long)]
+    pub allow_plaintext: bool,
+}
+
+/// What a gateway does with a destination that is not on the allowlist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum GatewayMode {
+    /// Let everything through and remember where it went
+    Learn,
+    /// Let it through and report it
+    Observe,
+    /// Refuse it
+    Enforce,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct GatewayArgs {
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1:7601", value_name = "ADDR:PORT")]
+    pub listen: SocketAddr,
+    /// A destination's address, instead of a look-up (as often as needed)
+    #[arg(long, value_name = "NAME:PORT=ADDR:PORT")]
+    pub resolve: Vec<String>,
+    /// Folder for what must outlast a restart
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// End when standard input is closed: so a gateway never outlives the server that started it
+    #[arg(long, hide = true)]
+    pub until_stdin_closes: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SubjectArgs {
+    /// The session
+    #[arg(long)]
+    pub session: Option<EntityId>,
+    /// The task
+    #[arg(long)]
+    pub task: Option<EntityId>,
+    /// The user on whose behalf the agent acts
+    #[arg(long)]
+    pub user: Option<EntityId>,
+    /// The tenant
+    #[arg(long)]
+    pub tenant: Option<EntityId>,
+    /// The agent
+    #[arg(long)]
+    pub agent: Option<EntityId>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub subject: SubjectArgs,
+    /// Run as this uid (and gid), when started as root
+    #[arg(long = "as", value_name = "UID", default_value_t = 65_534)]
+    pub uid: u32,
+    /// A destination's address, instead of a look-up (as often as needed)
+    #[arg(long, value_name = "NAME:PORT=ADDR:PORT")]
+    pub resolve: Vec<String>,
+    /// A gateway to use where no network namespace can be made; the agent can go around it
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub proxy: Option<SocketAddr>,
+    /// Only record what would have been stopped
+    #[arg(long)]
+    pub observe: bool,
+    /// Go on when no server answers for longer than the lease (default: freeze)
+    #[arg(long)]
+    pub allow_on_lost: bool,
+    /// Folder for orders, spool and evidence that could not be sent yet
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// The agent's command
+    #[arg(required = true, last = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct HaltArgs {
+    /// What to halt: global, or KIND:ID (agent, session, user, task, tenant, plugin, tool, component)
+    #[arg(default_value = "global", value_name = "SCOPE", num_args = 1..)]
+    pub scope: Vec<Scope>,
+    /// Why
+    #[arg(long, short)]
+    pub reason: String,
+    /// Wait until every enforcer has settled, with live progress
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", requires = "wait")]
+    pub timeout: u64,
+    /// Halt what runs under `estoppel run` on this host, without any server
+    #[arg(long, conflicts_with_all = ["wait", "until"])]
+    pub local: bool,
+    /// When the server shall release it by itself
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<Timestamp>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ReleaseArgs {
+    /// The scope whose halts end
+    #[arg(value_name = "SCOPE", required = true)]
+    pub scope: Vec<Scope>,
+    /// The halts that end; may be left out when one alone is active at the scope
+    #[arg(long = "halt", value_name = "ID")]
+    pub halts: Vec<OrderId>,
+    /// Why it is safe to start again
+    #[arg(long, short)]
+    pub reason: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StatusArgs {
+    /// Show one halt: who has confirmed what
+    #[arg(long, value_name = "ID")]
+    pub halt: Option<OrderId>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct KillTaskArgs {
+    /// The task
+    #[arg(long)]
+    pub task_id: EntityId,
+    /// Why
+    #[arg(long, short, default_value = "killed by hand")]
+    pub reason: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BlockArgs {
+    /// HOST or HOST:PORT
+    pub destination: Destination,
+    /// For whom
+    #[arg(long, default_value = "global")]
+    pub scope: Vec<Scope>,
+    /// Why
+    #[arg(long, short)]
+    pub reason: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SqlArgs {
+    /// One SELECT over audit_log, network_log and allowlist; `-` reads it from standard input
+    pub query: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IncidentCommand {
+    /// Open an incident by hand
+    Open(ReportArgs),
+    /// List the incidents
+    List,
+    /// Show all that is known of one
+    Show {
+        /// IR-YYYY-NNN, or the id
+        incident: String,
+    },
+    /// Write a note into one
+    Note {
+        /// IR-YYYY-NNN, or the id
+        incident: String,
+        /// The note; `-` reads it from standard input
+        text: String,
+    },
+    /// Give one to somebody
+    Assign {
+        /// IR-YYYY-NNN, or the id
+        incident: String,
+        /// Who works on it
+        to: String,
+    },
+    /// Write the forensic report (Markdown)
+    Report {
+        /// IR-YYYY-NNN, or the id
+        incident: String,
+        /// Write it to this file
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Close one
+    Close {
+        /// IR-YYYY-NNN, or the id
+        incident: String,
+        /// What it was, and why it is over
+        #[arg(long, short)]
+        reason: String,
+        /// The root cause
+        #[arg(long)]
+        root_cause: Option<String>,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ReportArgs {
+    /// What is wrong, in a line
+    pub title: String,
+    /// What was seen
+    #[arg(long)]
+    pub description: Option<String>,
+    /// prompt_injection, malicious_plugin, tenant_leak, runaway or other
+    #[arg(long)]
+    pub kind: Option<String>,
+    /// critical, high, medium or low
+    #[arg(long)]
+    pub severity: Option<String>,
+    #[command(flatten)]
+    pub subject: SubjectArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AllowlistCommand {
+    /// Set the whole list: `example.com`, `*.example.com`, `host:port`, `address:port`
+    Set {
+        /// The entries
+        #[arg(required = true)]
+        domains: Vec<String>,
+    },
+    /// Show the list
+    Show,
+    /// Forget the list: egress is learned again
+    Clear,
+    /// List where agents went while egress was learned
+    Suggest,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlaybookCommand {
+    /// List runs
+    Runs,
+    /// Let a run that asks begin
+    Approve {
+        /// The run
+        run: RunId,
+        /// Why
+        #[arg(long, short)]
+        reason: String,
+    },
+    /// Decline a run that asks
+    Decline {
+        /// The run
+        run: RunId,
+        /// Why
+        #[arg(long, short)]
+        reason: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LedgerCommand {
+    /// Verify the ledger of a data folder, live or a copy
+    #[command(after_help = "\
+Examples:
+  estoppel ledger verify
+  estoppel ledger verify --data /backup/estoppel-data --checkpoint checkpoint-from-the-page.txt")]
+    Verify {
+        /// Data folder
+        #[arg(long, env = "ESTOPPEL_DATA", default_value = "estoppel-data", value_name = "DIR")]
+        data: PathBuf,
+        /// A checkpoint kept elsewhere; without one, a cut-off end cannot be seen
+        #[arg(long, value_name = "FILE")]
+        checkpoint: Option<PathBuf>,
+    },
+    /// Print the signed checkpoint, to be kept elsewhere
+    Checkpoint {
+        /// Data folder
+        #[arg(long, env = "ESTOPPEL_DATA", default_value = "estoppel-data", value_name = "DIR")]
+        data: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token; it is shown this once
+    Mint {
+        /// Who will use it
+        name: EntityId,
+        /// viewer, responder, lead, admin; for machines agent, enforcer, ingest
+        #[arg(long)]
+        role: Role,
+        /// The only tenant that it reaches
+        #[arg(long)]
+        tenant: Option<EntityId>,
+        /// When it ends
+        #[arg(long, value_name = "TIME")]
+        expires: Option<Timestamp>,
+    },
+    /// List the tokens
+    List,
+    /// End a token
+    Revoke {
+        /// The token's id
+        id: uuid::Uuid,
+    },
+    /// Make a credential by which a gateway knows an agent
+    Gateway {
+        #[command(flatten)]
+        subject: SubjectArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Say what is wrong in a configuration file, and where
+    Check {
+        /// The file
+        #[arg(default_value = "estoppel.toml")]
+        file: PathBuf,
+    },
+    /// Print every key with its default
+    Show,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DoctorArgs {
+    /// Data folder
+    #[arg(long, env = "ESTOPPEL_DATA", default_value = "estoppel-data", value_name = "DIR")]
+    pub data: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  estoppel demo              the gateway observes: something leaks, and the agent is stopped
+  estoppel demo --enforce    the gateway refuses: nothing leaks")]
+pub(crate) struct DemoArgs {
+    /// The gateway refuses what is not on the allowlist
+    #[arg(long)]
+    pub enforce: bool,
+    /// Folder to leave everything in (default: a new estoppel-demo-... here)
+    #[arg(long, value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+}

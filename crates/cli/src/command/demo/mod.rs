@@ -1,0 +1,377 @@
+//! `demo`: a hijacked agent is stopped, cut off, preserved and reported, on this machine.
+//!
+//! Everything is the product's own: the server, the gateway and the host are this binary, started as
+//! a user would start them; what is shown is asked over the API, and the attacker's own count of
+//! what reached it is held against the records.
+
+mod agent;
+mod stage;
+mod timeline;
+
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use estoppel_api::{Allowlist, Client, HaltState, HaltStatus, SqlRequest, TokenRequest};
+use estoppel_model::{Clock as _, EntityId, OrderId, Secret, SystemClock};
+use serde_json::Value;
+use stage::{SINK_NAME, SITE_NAME, Stage};
+use timeline::Timeline;
+
+use super::hidden;
+use crate::{
+    args::DemoArgs,
+    error::{CommandError, Exit, Result},
+    output::Output,
+};
+
+/// How long each part of the play may take before it is given up; ten times what it takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(5);
+/// The session that gets hijacked.
+const SESSION: &str = "support-4711";
+
+pub(crate) use agent::main as agent;
+
+/// `estoppel demo`.
+pub(crate) fn demo(args: &DemoArgs, output: &Output) -> Result {
+    let folder = folder(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(play(args, &folder, output))
+}
+
+fn folder(args: &DemoArgs) -> Result<PathBuf> {
+    let folder = args.folder.clone().unwrap_or_else(|| {
+        let now = SystemClock.now().to_string();
+        let digits: String = now.chars().filter(char::is_ascii_digit).take(14).collect();
+        PathBuf::from(format!("estoppel-demo-{digits}"))
+    });
+    std::fs::create_dir(&folder).map_err(|error| {
+        let error = anyhow::Error::new(error).context(format!("folder `{}`", folder.display()));
+        CommandError::new(Exit::Usage, error)
+            .hint("give a folder that does not exist yet with --folder")
+    })?;
+    Ok(folder.canonicalize()?)
+}
+
+/// A process of the play; ended with it.
+struct Actor(Child);
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Actor {
+    /// Asks the process to end, and waits for it.
+    fn end(&mut self) {
+        if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+async fn play(args: &DemoArgs, folder: &Path, output: &Output) -> Result {
+    let say = |text: &str| output.note(text);
+    let stage = Stage::open()?;
+    say("Estoppel demo: an agent gets hijacked by a document. Watch it being stopped.\n");
+    say(&format!("  web site  http://{SITE_NAME} (on {}), with a poisoned invoice", stage.site));
+    say(&format!("  attacker  http://{SINK_NAME} (on {}), counts what reaches it", stage.sink));
+    say(&format!("  pager     http://{}", stage.pager));
+    let mode = if args.enforce {
+        "enforce: unlisted egress is refused"
+    } else {
+        "observe: unlisted egress flows, so that something does leak"
+    };
+    say(&format!("  gateway   {mode}"));
+    say(
+        "  response  auto: unlisted egress alone halts the session (the default would ask a person)\n",
+    );
+
+    let (mut server, client) = serve(args, folder, &stage).await?;
+    let begun = SystemClock.now();
+    let mut run = run_agent(folder, &stage, &client).await?;
+    say(&format!("  agent     session {SESSION} runs under `estoppel run`\n"));
+
+    let incident = wait("an incident", || async { client.incidents().await.ok()?.pop() }).await?;
+    let number = incident.number.to_string();
+    let halt = wait("the halt", || async {
+        let view = client.incident(&number).await.ok()?;
+        let halts = view.get("halts")?.as_array()?;
+        let halt = halts.iter().find(|halt| halt["what"] == "halt")?;
+        halt["order"].as_str()?.parse::<OrderId>().ok()
+    })
+    .await?;
+    let status = wait("every enforcer to settle", || async {
+        let status = client.halt_status(halt).await.ok()?;
+        (status.state == HaltState::Settled).then_some(status)
+    })
+    .await?;
+    // What has settled must stay settled: nothing may arrive any more.
+    let at_settled = stage.loot();
+    let view = wait("the evidence, the page and the end of the playbook", || async {
+        let view = client.incident(&number).await.ok()?;
+        let manifest = view["evidence"].as_array()?.iter().any(is_manifest);
+        let paged = !view["pages"].as_array()?.is_empty() && !stage.pages().is_empty();
+        let ended = view["runs"].as_array()?.iter().all(|run| !run["ended"].is_null());
+        (manifest && paged && ended && !view["runs"].as_array()?.is_empty()).then_some(view)
+    })
+    .await?;
+    let report = client.text(&format!("/v1/incidents/{number}/report")).await?;
+    std::fs::write(folder.join("report.md"), &report)?;
+    let reported = SystemClock.now();
+
+    let loot = stage.loot();
+    let recorded = recorded_bytes(&client).await?;
+    let mut timeline = Timeline::new(begun);
+    timeline.play(&stage, &view, &status, reported);
+    output.note(&format!("\n{}", timeline.text()));
+    let verdict =
+        Verdict { enforce: args.enforce, at_settled: at_settled.bytes, loot: loot.bytes, recorded };
+    let document = document(folder, &number, &status, &timeline, &verdict);
+    let good = verdict.is_good();
+    run.end();
+    server.end();
+    output.answer(&document, |_| closing(folder, &number, &status, &view, &verdict))?;
+    Ok(if good { ExitCode::SUCCESS } else { Exit::Failed.into() })
+}
+
+fn is_manifest(item: &Value) -> bool {
+    item["item"].as_str().is_some_and(|name| name.starts_with("manifest"))
+}
+
+/// Asks until there is an answer.
+async fn wait<T, F: Future<Output = Option<T>>>(what: &str, ask: impl Fn() -> F) -> Result<T> {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return Ok(answer);
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err(CommandError::message(
+                Exit::Failed,
+                format!("the demo waited {} s for {what} in vain", PATIENCE.as_secs()),
+            )
+            .hint("the logs are in the demo's folder"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Starts the server as a user would, with the configuration in the folder.
+async fn serve(args: &DemoArgs, folder: &Path, stage: &Stage) -> Result<(Actor, Client)> {
+    let mode = if args.enforce { "enforce" } else { "observe" };
+    let config = format!(
+        "# The configuration of this demo. `estoppel config show` prints every key.\n\
+         [serve]\ndata = {data:?}\nlisten = \"127.0.0.1:0\"\n\n\
+         [egress]\nmode = \"{mode}\"\n# The default is \"ask\": a person decides about unlisted egress.\nresponse = \"auto\"\n\n\
+         [gateway]\nlisten = \"127.0.0.1:{port}\"\n\n\
+         [paging]\nurl = \"http://{pager}/page\"\n",
+        data = folder.join("data"),
+        port = free_port()?,
+        pager = stage.pager,
+    );
+    let file = folder.join("estoppel.toml");
+    std::fs::write(&file, config)?;
+    let log = std::fs::File::create(folder.join("server.log"))?;
+    let child = Command::new(std::env::current_exe()?)
+        .args(["--json", "--log", "info", "serve", "--config"])
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()?;
+    let mut server = Actor(child);
+    let stdout = server.0.stdout.take();
+    let ready = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        // The first document is the only one: it ends with a closing brace on a line of its own.
+        for line in
+            stdout.map(std::io::BufReader::new).into_iter().flat_map(std::io::BufRead::lines)
+        {
+            let Ok(line) = line else { break };
+            text.push_str(&line);
+            if line == "}" {
+                break;
+            }
+        }
+        text
+    });
+    let text = ready.await.map_err(|error| CommandError::new(Exit::Failed, error))?;
+    let ready: Value = serde_json::from_str(&text).map_err(|_| {
+        let log = std::fs::read_to_string(folder.join("server.log")).unwrap_or_default();
+        CommandError::message(Exit::Failed, format!("the server did not start: {}", log.trim()))
+    })?;
+    let text = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
+    let token = std::fs::read_to_string(text("admin_token_file"))?;
+    let client = Client::new(&text("api"), Secret::new(token))?;
+    let list = Allowlist { domains: Some(vec![format!("{SITE_NAME}:{}", stage.site.port())]) };
+    wait("the server's recovery", || async { client.set_allowlist(&list).await.ok() }).await?;
+    Ok((server, client))
+}
+
+/// A port that is free now, for the gateway beside the server, which nobody uses in this play.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// Runs the agent as a user would.
+async fn run_agent(folder: &Path, stage: &Stage, client: &Client) -> Result<Actor> {
+    let name =
+        EntityId::new("demo-host").map_err(|error| CommandError::new(Exit::Failed, error))?;
+    let request =
+        TokenRequest { name, role: estoppel_api::Role::Enforcer, tenant: None, expires_at: None };
+    let token = client.mint_token(&request).await?.token;
+    let program = agent_program(folder)?;
+    let resolve =
+        |name: &str, address: std::net::SocketAddr| format!("{name}:{}={address}", address.port());
+    let child = Command::new(std::env::current_exe()?)
+        .args(["run", "--session", SESSION, "--agent", "support-bot", "--user", "erika"])
+        .args([
+            "--resolve",
+            &resolve(SITE_NAME, stage.site),
+            "--resolve",
+            &resolve(SINK_NAME, stage.sink),
+        ])
+        .arg("--state")
+        .arg(folder.join("run"))
+        .arg("--")
+        .arg(program)
+        .arg(hidden::DEMO_AGENT)
+        .env("ESTOPPEL_URL", client.url().as_str())
+        .env("ESTOPPEL_TOKEN", token)
+        .env(agent::TASK_URL, format!("http://{SITE_NAME}:{}/invoice.html", stage.site.port()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()?;
+    Ok(Actor(child))
+}
+
+/// A copy of this binary that the agent's user may execute: ours may lie where it may not look.
+fn agent_program(folder: &Path) -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let reachable = |path: &Path| {
+        path.ancestors().skip(1).all(|folder| {
+            std::fs::metadata(folder)
+                .is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0)
+        })
+    };
+    let own = std::env::current_exe()?;
+    if reachable(&own) {
+        return Ok(own);
+    }
+    let here = folder.join("agent");
+    let program = if reachable(&here) {
+        here
+    } else {
+        std::env::temp_dir().join(format!("estoppel-demo-agent-{}", std::process::id()))
+    };
+    if std::fs::hard_link(&own, &program).is_err() {
+        std::fs::copy(&own, &program)?;
+    }
+    Ok(program)
+}
+
+/// Bytes to the attacker by the network log.
+async fn recorded_bytes(client: &Client) -> Result<u64> {
+    let query = format!(
+        "SELECT COALESCE(SUM(bytes_sent), 0) FROM network_log WHERE destination = '{SINK_NAME}'"
+    );
+    let table = client.sql(&SqlRequest { query }).await?;
+    Ok(table.rows.first().and_then(|row| row.first()).and_then(Value::as_u64).unwrap_or(0))
+}
+
+/// What the play came to.
+struct Verdict {
+    enforce: bool,
+    /// Bytes that the attacker had when every enforcer had settled.
+    at_settled: u64,
+    /// Bytes that it has at the end.
+    loot: u64,
+    /// Bytes to it by the records.
+    recorded: u64,
+}
+
+impl Verdict {
+    /// Nothing came after the stop, and the attacker counts no more than the records say. A reset
+    /// connection can take bytes along that were handed to the kernel, so it may count fewer.
+    const fn is_good(&self) -> bool {
+        self.loot == self.at_settled
+            && self.loot <= self.recorded
+            && !(self.enforce && self.loot > 0)
+    }
+}
+
+fn document(
+    folder: &Path,
+    number: &str,
+    status: &HaltStatus,
+    timeline: &Timeline,
+    verdict: &Verdict,
+) -> Value {
+    serde_json::json!({
+        "incident": number,
+        "folder": folder,
+        "halt": status,
+        "timeline": timeline.document(),
+        "bytes_at_attacker": verdict.loot,
+        "bytes_recorded": verdict.recorded,
+        "bytes_after_settled": verdict.loot - verdict.at_settled,
+        "good": verdict.is_good(),
+    })
+}
+
+fn closing(
+    folder: &Path,
+    number: &str,
+    status: &HaltStatus,
+    view: &Value,
+    verdict: &Verdict,
+) -> String {
+    let after = verdict.loot - verdict.at_settled;
+    let agree = if verdict.loot == verdict.recorded {
+        "the same as the records say".to_owned()
+    } else {
+        format!(
+            "the records say {} (bytes in flight when the connection was reset)",
+            verdict.recorded
+        )
+    };
+    let containment =
+        status.enforcers.iter().find_map(|word| word.settlement["containment"].as_str());
+    let evidence = view["evidence"].as_array().map_or(0, Vec::len);
+    let shown = folder.display();
+    format!(
+        "bytes that reached the attacker, by its own count: {} ({agree}), {after} after the stop\n\
+         contained: {}\n\
+         evidence: {evidence} items with SHA-256, in {shown}/data/evidence\n\
+         report: {shown}/report.md\n\n\
+         Look around:\n  \
+         estoppel ledger verify --data {shown}/data\n  \
+         estoppel serve --config {shown}/estoppel.toml     (then: estoppel incident show {number})\n\
+         {}\n{}",
+        verdict.loot,
+        containment.map_or_else(|| "not known".to_owned(), crate::output::inline),
+        if verdict.enforce {
+            "  estoppel demo              (the gateway observes: something leaks)"
+        } else {
+            "  estoppel demo --enforce    (the gateway refuses: nothing leaks)"
+        },
+        if verdict.is_good() {
+            "The agent was stopped."
+        } else {
+            "FAILED: the agent was NOT stopped as it should have been; please report this."
+        },
+    )
+}

@@ -1,0 +1,161 @@
+//! What `gateway` and `run` have in common: a link, and the policy that follows the server's.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use estoppel_api::{Client, GatewayPolicy};
+use estoppel_gateway::{Gateway, HostOverride, Mode, Policy};
+use estoppel_link::frame::EnforcerKind;
+use estoppel_link::{EventBuffer, Link, LinkConfig, LinkEvent, OnLost};
+use estoppel_model::{Subject, SystemClock};
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    args::Connect,
+    error::{CommandError, Exit, Result},
+};
+
+/// How often a gateway asks for its policy.
+const POLICY_EVERY: Duration = Duration::from_secs(2);
+/// How long a start waits for the server's policy.
+const POLICY_WAIT: Duration = Duration::from_secs(30);
+
+/// What distinguishes one enforcer from another.
+pub(super) struct Role {
+    pub kind: EnforcerKind,
+    pub name: String,
+    pub subjects: Vec<Subject>,
+    pub state: Option<PathBuf>,
+    pub on_lost: OnLost,
+    pub gaps: Vec<String>,
+}
+
+/// Starts a link to the server.
+pub(super) fn link(
+    connect: &Connect,
+    role: Role,
+    tasks: &TaskTracker,
+    stop: CancellationToken,
+) -> Result<(Link, mpsc::Receiver<LinkEvent>)> {
+    let servers = connect
+        .url
+        .split(',')
+        .map(|url| url.trim().parse())
+        .collect::<std::result::Result<Vec<url::Url>, _>>()
+        .map_err(|error| {
+            let error = anyhow::Error::new(error)
+                .context(format!("`{}` is not a server's address", connect.url));
+            CommandError::new(Exit::Usage, error)
+        })?;
+    let config = LinkConfig {
+        servers,
+        token: connect.token()?,
+        kind: role.kind,
+        name: role.name,
+        subjects: role.subjects,
+        state_dir: role.state,
+        on_lost: role.on_lost,
+        gaps: role.gaps,
+        events: EventBuffer::default(),
+    };
+    Link::start(config, Arc::new(SystemClock), tasks, stop)
+        .map_err(|error| CommandError::new(Exit::Usage, error))
+}
+
+/// This host's name, for people.
+pub(super) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Waits for the server's policy. Without it nobody knows what the gateway is to enforce.
+pub(super) async fn policy(client: &Client, stop: &CancellationToken) -> Result<GatewayPolicy> {
+    let ask = async {
+        loop {
+            match client.gateway_policy().await {
+                Ok(policy) => return Ok(policy),
+                Err(error @ estoppel_api::ClientError::Refused(_)) => {
+                    let error = CommandError::from(error);
+                    if error.exit != Exit::Unreachable {
+                        return Err(error);
+                    }
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        answer = tokio::time::timeout(POLICY_WAIT, ask) => answer.unwrap_or_else(|_| {
+            let url = client.url();
+            Err(CommandError::message(Exit::Unreachable, format!("no answer from {url} for {} s", POLICY_WAIT.as_secs()))
+                .hint("is `estoppel serve` running there? set ESTOPPEL_URL or --url for another address"))
+        }),
+        () = stop.cancelled() => Err(CommandError::message(Exit::Failed, "ended before it began")),
+    }
+}
+
+/// The policy in the gateway's terms.
+pub(super) fn parsed(policy: &GatewayPolicy) -> Result<Policy> {
+    let failed = |error: anyhow::Error| {
+        CommandError::new(Exit::Failed, error.context("the server's policy cannot be used"))
+    };
+    let Some(domains) = &policy.domains else { return Ok(Policy::default()) };
+    let mode: Mode = policy.mode.parse().map_err(|error| failed(anyhow::anyhow!("{error}")))?;
+    let allowlist =
+        estoppel_extract::Allowlist::parse(domains).map_err(|error| failed(error.into()))?;
+    Ok(Policy { mode, allowlist: Arc::new(allowlist) })
+}
+
+/// Keeps the gateway's policy that of the server. While no answer comes, the last one holds.
+pub(super) async fn follow_policy(
+    client: Client,
+    gateway: Gateway,
+    mut known: GatewayPolicy,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(POLICY_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+        let Ok(policy) = client.gateway_policy().await else { continue };
+        if policy == known {
+            continue;
+        }
+        match parsed(&policy) {
+            Ok(parsed) => {
+                gateway.set_policy(parsed);
+                known = policy;
+            }
+            Err(error) => {
+                tracing::error!(error = %error.error, "the server's policy cannot be used")
+            }
+        }
+    }
+}
+
+/// Reads `NAME:PORT=ADDRESS:PORT` arguments.
+pub(super) fn overrides(texts: &[String]) -> Result<Vec<HostOverride>> {
+    texts
+        .iter()
+        .map(|text| {
+            text.parse().map_err(|error: estoppel_gateway::HostOverrideError| {
+                CommandError::new(Exit::Usage, error)
+            })
+        })
+        .collect()
+}
+
+/// Resolves when the process is asked to end.
+pub(super) async fn asked_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}

@@ -1,0 +1,204 @@
+//! `halt`, `release`, `kill-task`, `block`.
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use estoppel_api::{
+    BlockRequest, Client, Durable, HaltAccepted, HaltRequest, HaltState, HaltStatus, ReleaseRequest,
+};
+use estoppel_host::control::{LocalReport, halt_local};
+use estoppel_model::{Kind, OrderId, Scope, SystemClock};
+
+use super::union;
+use crate::{
+    args::{BlockArgs, Connect, HaltArgs, KillTaskArgs, ReleaseArgs},
+    error::{CommandError, Exit, Result},
+    output::{Output, inline},
+};
+
+/// How often `--wait` asks.
+const POLL: Duration = Duration::from_millis(50);
+
+/// `estoppel halt`.
+pub(crate) async fn halt(args: HaltArgs, connect: &Connect, output: &Output) -> Result {
+    let mut request = HaltRequest::new(union(args.scope)?, args.reason);
+    request.until = args.until;
+    let client = connect.client()?;
+    let accepted = send(&client, &request, output).await?;
+    if args.wait {
+        return wait(&client, &accepted, Duration::from_secs(args.timeout), output).await;
+    }
+    output.answer(&accepted, said)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `estoppel kill-task` (row K10).
+pub(crate) async fn kill_task(args: KillTaskArgs, connect: &Connect, output: &Output) -> Result {
+    let request = HaltRequest::new(Scope::entity(Kind::Task, args.task_id).into(), args.reason);
+    let accepted = send(&connect.client()?, &request, output).await?;
+    output.answer(&accepted, said)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Sends a halt; once more, under the same id, when the connection broke.
+async fn send(client: &Client, request: &HaltRequest, output: &Output) -> Result<HaltAccepted> {
+    let accepted = match client.halt(request).await {
+        Err(estoppel_api::ClientError::Unreachable { .. }) => client.halt(request).await?,
+        result => result?,
+    };
+    if accepted.durable == Durable::No {
+        output.note("warning: the halt is in force, but the server's disk has not kept it yet");
+    }
+    Ok(accepted)
+}
+
+fn said(accepted: &HaltAccepted) -> String {
+    let durable = match accepted.durable {
+        Durable::No => "not on disk yet",
+        Durable::Node => "kept on the node's disk",
+        Durable::Ledger => "in the ledger",
+    };
+    format!(
+        "halted {} for {} enforcers ({durable})\nhalt     {}\nincident {}\nfollow it with `estoppel status --halt {}`",
+        accepted.scope, accepted.enforcers, accepted.id, accepted.incident, accepted.id
+    )
+}
+
+async fn wait(
+    client: &Client,
+    accepted: &HaltAccepted,
+    limit: Duration,
+    output: &Output,
+) -> Result {
+    let begun = Instant::now();
+    let mut shown = String::new();
+    loop {
+        let status = client.halt_status(accepted.id).await?;
+        let line = progress(&status);
+        if line != shown && !output.is_json() {
+            output.note(&format!("{:7.3} s  {line}", begun.elapsed().as_secs_f64()));
+            shown = line;
+        }
+        let settled = matches!(status.state, HaltState::Settled | HaltState::Released);
+        if settled || begun.elapsed() >= limit {
+            output.answer(&status, |status| super::status::halt_lines(status))?;
+            return Ok(if settled { ExitCode::SUCCESS } else { Exit::NotSettled.into() });
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// One line on how far a halt is.
+fn progress(status: &HaltStatus) -> String {
+    format!(
+        "{} of {} refuse, {} settled, {} by lease",
+        status.refusing, status.expected, status.settled, status.by_lease
+    )
+}
+
+/// `estoppel release`.
+pub(crate) async fn release(args: ReleaseArgs, connect: &Connect, output: &Output) -> Result {
+    let halts = (!args.halts.is_empty()).then_some(args.halts);
+    let request = ReleaseRequest {
+        scope: union(args.scope)?,
+        reason: args.reason,
+        halts,
+        id: Some(OrderId::new()),
+    };
+    let accepted = connect.client()?.release(&request).await?;
+    output.answer(&accepted, |accepted| {
+        let mut lines = vec![format!("released {} of {}", accepted.halts.len(), request.scope)];
+        lines.extend(accepted.halts.iter().map(|id| format!("  {id}")));
+        for halt in &accepted.still_active {
+            lines.push(format!(
+                "still active: {} {} ({})",
+                halt.id,
+                halt.scope,
+                inline(&halt.reason)
+            ));
+        }
+        lines.join("\n")
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `estoppel block`.
+pub(crate) async fn block(args: BlockArgs, connect: &Connect, output: &Output) -> Result {
+    let request = BlockRequest {
+        scope: union(args.scope)?,
+        destination: args.destination,
+        reason: args.reason,
+        id: Some(OrderId::new()),
+        incident: None,
+    };
+    let accepted = connect.client()?.block(&request).await?;
+    output.answer(&accepted, |accepted| {
+        format!("blocked {} for {}\norder {}", request.destination, accepted.scope, accepted.id)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `estoppel halt --local`: through the doors of `estoppel run` on this host, without a server.
+pub(crate) fn local(args: HaltArgs, output: &Output) -> Result {
+    let scope = union(args.scope)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let halt = halt_local(&super::run::run_dir(), scope, &args.reason, &SystemClock);
+    let (order, reports) = runtime.block_on(halt).map_err(|error| {
+        CommandError::new(Exit::Failed, error)
+            .hint("as the user who started `estoppel run`, usually root")
+    })?;
+    if reports.is_empty() {
+        return Err(CommandError::message(
+            Exit::NotFound,
+            "nothing runs under `estoppel run` on this host",
+        ));
+    }
+    let document: Vec<_> = reports
+        .iter()
+        .map(|report| match &report.result {
+            Ok(halted) => serde_json::json!({ "order": order, "halted": halted }),
+            Err(error) => {
+                serde_json::json!({ "order": order, "error": error, "socket": report.socket })
+            }
+        })
+        .collect();
+    output.answer(&document, |_| reports.iter().map(local_line).collect::<Vec<_>>().join("\n"))?;
+    let reached = |report: &LocalReport| report.result.as_ref().is_ok_and(|halted| halted.reaches);
+    let failed = reports.iter().any(|report| match &report.result {
+        Ok(halted) => !halted.not_stopped.is_empty(),
+        Err(_) => true,
+    });
+    Ok(match (reports.iter().any(reached), failed) {
+        (_, true) => Exit::Failed.into(),
+        (true, false) => ExitCode::SUCCESS,
+        (false, false) => Exit::NotFound.into(),
+    })
+}
+
+fn local_line(report: &LocalReport) -> String {
+    match &report.result {
+        Err(error) => format!("{}: FAILED: {}", report.socket.display(), inline(error)),
+        Ok(halted) if !halted.reaches => format!("{}: not reached by this scope", halted.subject),
+        Ok(halted) => {
+            let kept = if halted.durable {
+                "kept on this host's disk"
+            } else {
+                "NOT on disk: it would not outlast a restart"
+            };
+            let rest: Vec<String> = halted
+                .not_stopped
+                .iter()
+                .map(|what| format!("; NOT STOPPED: {}", inline(what)))
+                .collect();
+            format!(
+                "{}: {} processes frozen, {kept} ({}){}",
+                halted.subject,
+                halted.processes_frozen,
+                inline(&halted.containment),
+                rest.concat()
+            )
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! `serve` and `config`.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::{ExitCode, Stdio},
+    time::Duration,
+};
+
+use estoppel_api::Role;
+use estoppel_connect::{
+    Channel, Endpoint, Format, Http, HttpLimits, Pager, Plaintext, RetryPolicy, RoutingKey,
+};
+use estoppel_eventlog::WorkerCommand;
+use estoppel_model::{EntityId, Secret};
+use estoppel_server::{EgressResponse, Running, Server, ServerConfig};
+use tokio_util::sync::CancellationToken;
+
+use super::{enforcer, hidden};
+use crate::{
+    args::{ConfigCommand, ServeArgs},
+    config::{Config, ConfigError, PageFormat, Response},
+    error::{CommandError, Exit, Result},
+    output::Output,
+};
+
+/// First and longest pause before a gateway that ended is started again.
+const RESTART: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+impl From<ConfigError> for CommandError {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Usage, error)
+            .hint("`estoppel config show` prints every key with its default")
+    }
+}
+
+/// `estoppel config`.
+pub(crate) fn config(command: &ConfigCommand, output: &Output) -> Result {
+    match command {
+        ConfigCommand::Check { file } => {
+            let config = Config::read(file)?;
+            pager(&config)?;
+            output.answer(&config, |_| format!("{} is good", file.display()))?;
+        }
+        ConfigCommand::Show => {
+            let text = toml::to_string_pretty(&Config::default())
+                .map_err(|error| CommandError::new(Exit::Failed, error))?;
+            output.answer(&Config::default(), |_| text)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `estoppel serve`.
+pub(crate) fn serve(args: &ServeArgs, output: &Output) -> Result {
+    let config = merged(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(run(config, output));
+    // A recovery that hangs in a read must not keep us.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    code
+}
+
+/// The file, and over it the environment and the arguments.
+fn merged(args: &ServeArgs) -> Result<Config> {
+    let mut config = match &args.config {
+        Some(file) => Config::read(file)?,
+        None => Config::default(),
+    };
+    if let Some(data) = &args.data {
+        config.serve.data.clone_from(data);
+    }
+    if let Some(listen) = args.listen {
+        config.serve.listen = listen;
+    }
+    if let Some(listen) = args.gateway_listen {
+        config.gateway.listen = listen;
+    }
+    config.gateway.start &= !args.no_gateway;
+    config.serve.allow_plaintext |= args.allow_plaintext;
+    config.check()?;
+    Ok(config)
+}
+
+async fn run(config: Config, output: &Output) -> Result {
+    let program = std::env::current_exe()?;
+    let worker = WorkerCommand { program: program.clone(), args: vec![hidden::SQL_WORKER.into()] };
+    let server_config = ServerConfig {
+        listen: config.serve.listen,
+        lease: config.lease(),
+        egress: match config.egress.response {
+            Response::Ask => EgressResponse::Ask,
+            Response::Auto => EgressResponse::Auto,
+        },
+        automatic_halts_per_hour: config.egress.automatic_halts_per_hour,
+        gateway_mode: mode(&config).to_owned(),
+        playbooks: config.serve.playbooks.clone(),
+        sql_memory_bytes: config.serve.sql_memory_mib << 20,
+        sql_time: Duration::from_secs(config.serve.sql_seconds),
+        pager: pager(&config)?,
+        ..ServerConfig::new(config.serve.data.clone(), worker)
+    };
+    let running = Server::start(server_config)
+        .await
+        .map_err(|error| CommandError::new(Exit::Failed, error))?;
+    let stop = CancellationToken::new();
+    let gateway = if config.gateway.start {
+        let token = running
+            .machine_token("gateway", Role::Enforcer)
+            .map_err(|error| CommandError::new(Exit::Failed, error))?;
+        let child = GatewayChild {
+            program,
+            url: format!("http://{}", running.address()),
+            token,
+            config: config.clone(),
+        };
+        Some(tokio::spawn(keep(child, stop.clone())))
+    } else {
+        None
+    };
+    say(&running, &config, output)?;
+    enforcer::asked_to_end().await;
+    output.note("estoppel: ending; enforcers go on until their leases are over, and then refuse");
+    stop.cancel();
+    if let Some(gateway) = gateway {
+        // It has its own bound, and we are ending anyway.
+        let _ = tokio::time::timeout(Duration::from_secs(8), gateway).await;
+    }
+    running.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+const fn mode(config: &Config) -> &'static str {
+    match config.egress.mode {
+        crate::args::GatewayMode::Learn => "learn",
+        crate::args::GatewayMode::Observe => "observe",
+        crate::args::GatewayMode::Enforce => "enforce",
+    }
+}
+
+fn say(running: &Running, config: &Config, output: &Output) -> Result<()> {
+    let token = running.admin_token_file();
+    let gateway = config.gateway.start.then(|| config.gateway.listen.to_string());
+    let document = serde_json::json!({
+        "api": format!("http://{}", running.address()),
+        "gateway": gateway,
+        "admin_token_file": token,
+        "data": config.serve.data,
+    });
+    output.answer(&document, |_| {
+        let gateway = gateway.map_or_else(|| "none".to_owned(), |address| format!("http://{address}"));
+        format!(
+            "estoppel {} serves http://{}\nadmin token  {}\ngateway      {gateway}\nunlisted egress: {:?}, paging: {}",
+            env!("CARGO_PKG_VERSION"),
+            running.address(),
+            token.display(),
+            config.egress.response,
+            config.paging.as_ref().map_or("none (configure `[paging]`)", |_| "configured"),
+        )
+    })
+}
+
+/// Where pages go, with the secrets that the environment holds.
+fn pager(config: &Config) -> Result<Option<Pager>> {
+    let Some(paging) = &config.paging else { return Ok(None) };
+    let usage = |error: anyhow::Error| CommandError::new(Exit::Usage, error.context("`paging`"));
+    let secret = |key: &'static str, variable: &Option<String>| match variable {
+        None => Ok(None),
+        Some(variable) => match std::env::var(variable) {
+            Ok(value) => Ok(Some(Secret::new(value))),
+            Err(_) => Err(ConfigError::Variable { key, variable: variable.clone() }),
+        },
+    };
+    let (name, format) = match paging.format {
+        PageFormat::CloudEvents => ("webhook", Format::Generic),
+        PageFormat::PagerDuty => {
+            let key = secret("paging.routing_key_env", &paging.routing_key_env)?
+                .unwrap_or_else(|| Secret::new(String::new()));
+            let routing_key = RoutingKey::new(key).map_err(|error| usage(error.into()))?;
+            ("pagerduty", Format::PagerDuty { routing_key })
+        }
+    };
+    let plaintext =
+        if paging.allow_plaintext { Plaintext::Allowed } else { Plaintext::LoopbackOnly };
+    let channel = Channel {
+        name: EntityId::new(name).map_err(|error| usage(error.into()))?,
+        endpoint: Endpoint::parse(&paging.url, plaintext).map_err(|error| usage(error.into()))?,
+        format,
+        token: secret("paging.bearer_env", &paging.bearer_env)?,
+    };
+    let http = Http::new(HttpLimits::default()).map_err(|error| usage(error.into()))?;
+    Ok(Some(Pager::new(http, channel, RetryPolicy::default())))
+}
+
+/// The gateway beside the server: a process of its own, so that neither takes the other along.
+struct GatewayChild {
+    program: PathBuf,
+    url: String,
+    token: Secret<String>,
+    config: Config,
+}
+
+impl GatewayChild {
+    fn command(&self) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(&self.program);
+        let listen = self.config.gateway.listen.to_string();
+        command.args(["gateway", "--until-stdin-closes", "--listen", &listen, "--state"]);
+        command.arg(state(&self.config.serve.data));
+        for line in &self.config.gateway.resolve {
+            command.args([OsString::from("--resolve"), line.into()]);
+        }
+        command
+            .env("ESTOPPEL_URL", &self.url)
+            .env("ESTOPPEL_TOKEN", self.token.expose())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+}
+
+fn state(data: &Path) -> PathBuf {
+    data.join("gateway")
+}
+
+/// Keeps a gateway running until the server ends.
+async fn keep(gateway: GatewayChild, stop: CancellationToken) {
+    let mut pause = RESTART.0;
+    loop {
+        match gateway.command().spawn() {
+            Ok(mut child) => {
+                let begun = tokio::time::Instant::now();
+                tokio::select! {
+                    ended = child.wait() => tracing::error!(?ended, "the gateway ended; it is started again"),
+                    () = stop.cancelled() => {
+                        // Its standard input closes, which ends it.
+                        drop(child.stdin.take());
+                        let _ = tokio::time::timeout(Duration::from_secs(6), child.wait()).await;
+                        return;
+                    }
+                }
+                if begun.elapsed() > RESTART.1 {
+                    pause = RESTART.0;
+                }
+            }
+            Err(error) => tracing::error!(%error, "the gateway cannot be started"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+        pause = (pause * 2).min(RESTART.1);
+    }
+}

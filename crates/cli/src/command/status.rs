@@ -1,0 +1,147 @@
+//! `status`.
+
+use std::process::ExitCode;
+
+use estoppel_api::{HaltStatus, Status};
+
+use crate::{
+    args::{Connect, StatusArgs},
+    error::Result,
+    output::{Output, inline, table},
+};
+
+/// `estoppel status`.
+pub(crate) async fn status(args: &StatusArgs, connect: &Connect, output: &Output) -> Result {
+    let client = connect.client()?;
+    if let Some(halt) = args.halt {
+        output.answer(&client.halt_status(halt).await?, halt_lines)?;
+    } else {
+        output.answer(&client.status().await?, lines)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A halt with each enforcer's word.
+pub(crate) fn halt_lines(status: &HaltStatus) -> String {
+    let halt = &status.halt;
+    let head = format!(
+        "{} {}: {:?}, {} of {} refuse, {} settled, {} by lease\n{} by {} since {}",
+        halt.id,
+        halt.scope,
+        status.state,
+        status.refusing,
+        status.expected,
+        status.settled,
+        status.by_lease,
+        inline(&halt.reason),
+        halt.activated_by,
+        halt.timestamp,
+    );
+    let micros = |after: Option<u64>| {
+        after.map_or_else(|| "-".to_owned(), |after| format!("{:.1} ms", after as f64 / 1000.0))
+    };
+    let rows: Vec<Vec<String>> = status
+        .enforcers
+        .iter()
+        .map(|enforcer| {
+            vec![
+                enforcer.name.clone(),
+                enforcer.kind.clone(),
+                if enforcer.witness { "witness" } else { "claim" }.to_owned(),
+                micros(enforcer.refusing_after_us),
+                micros(enforcer.settled_after_us),
+                settlement(&enforcer.settlement),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return format!("{head}\nno enforcer was connected");
+    }
+    format!(
+        "{head}\n{}",
+        table(&["enforcer", "kind", "word", "refusing", "settled", "what"], &rows)
+    )
+}
+
+/// What settling came to, in some words.
+fn settlement(value: &serde_json::Value) -> String {
+    let count = |key: &str, word: &str| {
+        value
+            .get(key)
+            .and_then(serde_json::Value::as_u64)
+            .filter(|n| *n > 0)
+            .map(|n| format!("{n} {word}"))
+    };
+    let text = |key: &str| value.get(key).and_then(serde_json::Value::as_str).map(str::to_owned);
+    let stuck = value.get("not_interruptible").and_then(serde_json::Value::as_array);
+    let stuck = stuck.filter(|list| !list.is_empty());
+    [
+        count("steps_cancelled", "steps cancelled"),
+        count("connections_cut", "connections cut"),
+        count("processes_frozen", "processes frozen"),
+        stuck.map(|list| format!("{} not interruptible", list.len())),
+        text("containment"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect::<Vec<_>>()
+    .join(", ")
+}
+
+fn lines(status: &Status) -> String {
+    let mut lines = vec![format!("estoppel {} since {}", status.version, status.started_at)];
+    if status.halts.is_empty() {
+        lines.push("no active halts".to_owned());
+    } else {
+        let rows: Vec<Vec<String>> = status
+            .halts
+            .iter()
+            .map(|halt| {
+                vec![
+                    halt.id.to_string(),
+                    halt.scope.to_string(),
+                    halt.activated_by.to_string(),
+                    halt.timestamp.to_string(),
+                    halt.reason.clone(),
+                ]
+            })
+            .collect();
+        lines.push(table(&["halt", "scope", "by", "since", "reason"], &rows));
+    }
+    let rows: Vec<Vec<String>> = status
+        .enforcers
+        .iter()
+        .map(|enforcer| {
+            let subjects: Vec<String> = enforcer.subjects.iter().map(ToString::to_string).collect();
+            vec![
+                enforcer.name.clone(),
+                enforcer.kind.clone(),
+                if enforcer.connected { "connected" } else { "away" }.to_owned(),
+                enforcer.lease_until.map_or_else(|| "-".to_owned(), |at| at.to_string()),
+                subjects.join("; "),
+                enforcer.gaps.join("; "),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        lines.push(
+            "no enforcers: a halt reaches nobody until a guard, gateway or host connects"
+                .to_owned(),
+        );
+    } else {
+        lines.push(table(&["enforcer", "kind", "state", "lease until", "subjects", "gaps"], &rows));
+    }
+    lines.push(format!(
+        "incidents open: {}\nledger: {} ({} records)\nevent log: {}\nSQL worker: {}\npaging: {}\nunlisted egress: {}, gateways {}",
+        status.incidents_open,
+        status.ledger,
+        status.ledger_records,
+        status.event_log,
+        status.sql_worker,
+        status.paging,
+        status.egress_response,
+        status.gateway_mode,
+    ));
+    lines.extend(status.warnings.iter().map(|warning| format!("warning: {}", inline(warning))));
+    lines.join("\n")
+}

@@ -1,0 +1,238 @@
+//! The configuration file of `serve`: every key, its default and its bounds.
+//!
+//! What is given on the command line or in the environment wins over the file. Unknown keys are
+//! errors. Secrets are not written here: a key ending in `_env` names the variable that holds one.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::args::GatewayMode;
+
+/// The whole file.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    pub serve: Serve,
+    pub egress: Egress,
+    pub gateway: Gateway,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paging: Option<Paging>,
+}
+
+/// `[serve]`: the control plane.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Serve {
+    /// Data folder.
+    pub data: PathBuf,
+    /// Address of the API.
+    pub listen: SocketAddr,
+    /// Whether to listen on an address that is not loopback although the API has no TLS.
+    pub allow_plaintext: bool,
+    /// How long an enforcer goes on without an answer, in seconds: 2 to 300.
+    pub lease_seconds: u64,
+    /// Folder of playbooks that replace the built-in ones of the same name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub playbooks: Option<PathBuf>,
+    /// Memory of the SQL worker, in MiB: 128 to 65,536.
+    pub sql_memory_mib: u64,
+    /// How long one query may take, in seconds: 1 to 600.
+    pub sql_seconds: u64,
+}
+
+impl Default for Serve {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::from("estoppel-data"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7600)),
+            allow_plaintext: false,
+            lease_seconds: 15,
+            playbooks: None,
+            sql_memory_mib: 1024,
+            sql_seconds: 30,
+        }
+    }
+}
+
+/// What unlisted egress alone leads to, once an allowlist is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Response {
+    /// A run of the playbook that asks a person; a second signal lets it act.
+    Ask,
+    /// The session is halted at once.
+    Auto,
+}
+
+/// `[egress]`: what happens to unlisted destinations.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Egress {
+    /// `learn`, `observe` or `enforce`; without an allowlist each of them learns.
+    pub mode: GatewayMode,
+    /// `ask` or `auto`.
+    pub response: Response,
+    /// Most halts that detections may give by themselves in an hour.
+    pub automatic_halts_per_hour: u32,
+}
+
+impl Default for Egress {
+    fn default() -> Self {
+        Self { mode: GatewayMode::Observe, response: Response::Ask, automatic_halts_per_hour: 20 }
+    }
+}
+
+/// `[gateway]`: the gateway beside the server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Gateway {
+    /// Whether to start it.
+    pub start: bool,
+    /// Its address.
+    pub listen: SocketAddr,
+    /// Addresses of destinations, instead of look-ups: `NAME:PORT=ADDR:PORT`.
+    pub resolve: Vec<String>,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self { start: true, listen: SocketAddr::from(([127, 0, 0, 1], 7601)), resolve: Vec::new() }
+    }
+}
+
+/// `[paging]`: where a halt or an incident pages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Paging {
+    /// Where to post to.
+    pub url: String,
+    /// Whether to post without TLS to another machine.
+    #[serde(default)]
+    pub allow_plaintext: bool,
+    /// `cloudevents` (the default) or `pagerduty`.
+    #[serde(default)]
+    pub format: PageFormat,
+    /// The environment variable that holds PagerDuty's routing key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing_key_env: Option<String>,
+    /// The environment variable that holds a bearer token for the webhook.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bearer_env: Option<String>,
+}
+
+/// What a page looks like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PageFormat {
+    /// CloudEvents 1.0, structured.
+    #[default]
+    CloudEvents,
+    /// PagerDuty Events v2.
+    PagerDuty,
+}
+
+/// What is wrong with a configuration, with its key.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("configuration `{path}`")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("configuration `{path}`: {source}")]
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("`{key}` is {value}: expected {expected}")]
+    Bound { key: &'static str, value: String, expected: String },
+    #[error("`{key}` names the variable `{variable}`, which is not set")]
+    Variable { key: &'static str, variable: String },
+}
+
+impl Config {
+    /// Reads a file.
+    pub(crate) fn read(path: &std::path::Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what types alone do not say.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        bound("serve.lease_seconds", self.serve.lease_seconds, 2, 300)?;
+        bound("serve.sql_memory_mib", self.serve.sql_memory_mib, 128, 65_536)?;
+        bound("serve.sql_seconds", self.serve.sql_seconds, 1, 600)?;
+        if !self.serve.listen.ip().is_loopback() && !self.serve.allow_plaintext {
+            return Err(ConfigError::Bound {
+                key: "serve.listen",
+                value: self.serve.listen.to_string(),
+                expected:
+                    "a loopback address (put TLS in front), or `allow_plaintext` for a network \
+                           that you trust with every token"
+                        .to_owned(),
+            });
+        }
+        if let Some(paging) = &self.paging {
+            let pagerduty = paging.format == PageFormat::PagerDuty;
+            if pagerduty && paging.routing_key_env.is_none() {
+                return Err(ConfigError::Bound {
+                    key: "paging.routing_key_env",
+                    value: "missing".to_owned(),
+                    expected: "the name of the variable that holds PagerDuty's routing key"
+                        .to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The lease.
+    pub(crate) fn lease(&self) -> Duration {
+        Duration::from_secs(self.serve.lease_seconds)
+    }
+}
+
+fn bound(key: &'static str, value: u64, least: u64, most: u64) -> Result<(), ConfigError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::Bound {
+        key,
+        value: value.to_string(),
+        expected: format!("{least} to {most}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::read(file.path()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_defaults_read_back_as_themselves() {
+        let text = toml::to_string(&Config::default()).unwrap();
+        assert_eq!(toml::to_string(&read(&text).unwrap()).unwrap(), text);
+        read("").unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_key() {
+        let check = |text: &str, expect: &str| {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(expect), "{text}: {error}");
+        };
+        check("[serve]\nlisen = 1", "lisen");
+        check("[serve]\nlisten = \"everywhere\"", "listen");
+        check("[serve]\nlisten = \"0.0.0.0:7600\"", "allow_plaintext");
+        check("[serve]\nlease_seconds = 1", "2 to 300");
+        check("[egress]\nresponse = \"kill\"", "auto");
+        check("[paging]\nurl = \"http://x\"\nformat = \"pagerduty\"", "routing_key_env");
+        check("[serve", "line 1");
+    }
+}

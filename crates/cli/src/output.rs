@@ -1,0 +1,142 @@
+//! What a command prints: answers on standard output, all else on standard error.
+//!
+//! With `--json` standard output is exactly one JSON document, also of an error. Text of strangers
+//! is printed through [`inline`] alone, so that no escape code of an agent reaches a terminal.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use estoppel_model::Untrusted;
+use serde::Serialize;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use crate::error::CommandError;
+
+/// Where a command's answer goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub(crate) const fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Whether scripts read this.
+    pub(crate) const fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// Prints the answer: as JSON, or as the lines that `human` makes of it.
+    pub(crate) fn answer<T: Serialize>(
+        self,
+        value: &T,
+        human: impl FnOnce(&T) -> String,
+    ) -> Result<(), CommandError> {
+        let text = if self.json { serde_json::to_string_pretty(value)? } else { human(value) };
+        self.write(text.trim_end())
+    }
+
+    /// Prints text as it is, such as a report.
+    pub(crate) fn write(self, text: &str) -> Result<(), CommandError> {
+        let mut stdout = std::io::stdout().lock();
+        match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+            // Whoever reads has seen enough, as `head` does.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    /// Says something beside the answer, such as progress; never in the way of a script.
+    pub(crate) fn note(self, text: &str) {
+        // Standard error that is closed cannot be told so.
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
+    }
+
+    /// Prints a failure and gives its exit code.
+    pub(crate) fn error(self, failed: &CommandError) -> ExitCode {
+        let mut causes = failed.error.chain().map(ToString::to_string);
+        let first = causes.next().unwrap_or_default();
+        // A source is printed once: some libraries repeat it in their own message.
+        let mut said = vec![first];
+        for cause in causes {
+            if !said.iter().any(|text| text.contains(&cause)) {
+                said.push(cause);
+            }
+        }
+        let said: Vec<String> = said.iter().map(|text| inline(text)).collect();
+        if self.json {
+            let document = serde_json::json!({
+                "error": said.join(": "), "hints": failed.hints, "exit_code": failed.exit as u8
+            });
+            let _ = self.write(&document.to_string());
+        } else {
+            self.note(&format!("error: {}", said.join("\n  because ")));
+            for hint in &failed.hints {
+                self.note(&format!("hint: {}", inline(hint)));
+            }
+        }
+        failed.exit.into()
+    }
+}
+
+/// A stranger's text for one line of a terminal.
+pub(crate) fn inline(text: &str) -> String {
+    Untrusted::new(text).inline(2_000)
+}
+
+/// Lines of columns, each as wide as its widest cell; cells are made inert.
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| Untrusted::new(cell).inline(120)).collect())
+        .collect();
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .chain([header.get(column).map_or(0, |name| name.chars().count())])
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let line = |cells: Vec<&str>| {
+        let cells: Vec<String> =
+            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    let mut lines = vec![line(header.to_vec())];
+    lines.extend(rows.iter().map(|row| line(row.iter().map(String::as_str).collect())));
+    lines.join("\n")
+}
+
+/// Starts the log on standard error. `filter` as in RUST_LOG; absent: warnings.
+pub(crate) fn start_log(filter: Option<&str>) {
+    let filter =
+        EnvFilter::try_new(filter.unwrap_or("warn")).unwrap_or_else(|_| EnvFilter::new("warn"));
+    let terminal = std::io::stderr().is_terminal();
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal)
+        .with_target(false)
+        .compact();
+    // A second subscriber can only come from a test; the first one stays.
+    let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_lines_up_and_is_inert() {
+        let rows = vec![
+            vec!["a".to_owned(), "\u{1b}[2Jx".to_owned()],
+            vec!["bbb".to_owned(), "y".to_owned()],
+        ];
+        assert_eq!(table(&["id", "text"], &rows), "id   text\na    \\u{1b}[2Jx\nbbb  y");
+    }
+}

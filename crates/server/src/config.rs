@@ -1,0 +1,115 @@
+//! What a server is started with. Read from files and the environment by the binary alone.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use estoppel_connect::Pager;
+use estoppel_detect::EgressMode;
+use estoppel_eventlog::{Options, WorkerCommand};
+use estoppel_model::{Clock, SystemClock};
+
+use crate::StartError;
+
+/// What unlisted egress alone leads to, once an allowlist is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EgressResponse {
+    /// A person is asked.
+    #[default]
+    Ask,
+    /// The session is halted.
+    Auto,
+}
+
+impl EgressResponse {
+    pub(crate) const fn mode(self) -> EgressMode {
+        match self {
+            Self::Ask => EgressMode::Ask,
+            Self::Auto => EgressMode::Auto,
+        }
+    }
+}
+
+/// What a server is started with.
+#[derive(Clone)]
+pub struct ServerConfig {
+    /// Data folder; made if it is not there.
+    pub data: PathBuf,
+    /// Address of the API; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// How long an enforcer may go on without an answer.
+    pub lease: Duration,
+    /// What unlisted egress alone leads to.
+    pub egress: EgressResponse,
+    /// Most halts that detections may give by themselves in an hour.
+    pub automatic_halts_per_hour: u32,
+    /// What the gateways do, for `status`.
+    pub gateway_mode: String,
+    /// Folder of playbooks that replace the built-in ones of the same name.
+    pub playbooks: Option<PathBuf>,
+    /// How to start the SQL worker.
+    pub sql_worker: WorkerCommand,
+    /// Memory of the SQL worker.
+    pub sql_memory_bytes: u64,
+    /// How long one query may take.
+    pub sql_time: Duration,
+    /// Where pages go.
+    pub pager: Option<Pager>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl std::fmt::Debug for ServerConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerConfig")
+            .field("data", &self.data)
+            .field("listen", &self.listen)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ServerConfig {
+    /// The defaults, for a data folder and an SQL worker.
+    pub fn new(data: PathBuf, sql_worker: WorkerCommand) -> Self {
+        Self {
+            data,
+            listen: SocketAddr::from(([127, 0, 0, 1], 7600)),
+            lease: Duration::from_secs(15),
+            egress: EgressResponse::Ask,
+            automatic_halts_per_hour: 20,
+            gateway_mode: "observe".to_owned(),
+            playbooks: None,
+            sql_worker,
+            sql_memory_bytes: 1 << 30,
+            sql_time: Duration::from_secs(30),
+            pager: None,
+            clock: Arc::new(SystemClock),
+        }
+    }
+
+    pub(crate) const fn egress_response(&self) -> &'static str {
+        match self.egress {
+            EgressResponse::Ask => "ask",
+            EgressResponse::Auto => "auto",
+        }
+    }
+
+    pub(crate) fn event_log_options(&self) -> Options {
+        Options {
+            clock: Arc::clone(&self.clock),
+            worker_memory_bytes: self.sql_memory_bytes,
+            ..Options::new(self.sql_worker.clone())
+        }
+    }
+
+    /// The text of the playbook that answers a hijacked session: the operator's own, or ours.
+    pub(crate) fn playbook(&self) -> Result<String, StartError> {
+        if let Some(folder) = &self.playbooks {
+            let path = folder.join("prompt-injection.yaml");
+            match std::fs::read_to_string(&path) {
+                Ok(text) => return Ok(text),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(StartError::File { path, source }),
+            }
+        }
+        Ok(estoppel_playbook::PROMPT_INJECTION.to_owned())
+    }
+}

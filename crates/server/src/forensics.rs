@@ -1,0 +1,149 @@
+//! The forensic report: the records, and what the event log answers about the incident's subject.
+
+use estoppel_api::SqlTable;
+use estoppel_eventlog::{Access, SqlLimits};
+use estoppel_extract::{Allowlist, Host};
+use estoppel_incident::{
+    IncidentView,
+    report::{self, Answer, AuditSummary, DestinationBytes, Findings},
+};
+use estoppel_model::{EntityId, Kind, Scope, Timestamp, Untrusted};
+use serde_json::Value;
+
+use crate::{Server, http::sql};
+
+/// Writes the report as it stands now. A query that fails is stated in it, not left out.
+pub(crate) async fn report(
+    server: &Server,
+    view: &IncidentView,
+    tenant: Option<EntityId>,
+) -> String {
+    let allowlist = server.responder().policy().allowlist.clone();
+    let (destinations, audit) = match filter(view) {
+        None => {
+            let nobody = || "the incident names no session, task, agent or user".to_owned();
+            (
+                Answer { query: "none".to_owned(), result: Err(nobody()) },
+                Answer { query: "none".to_owned(), result: Err(nobody()) },
+            )
+        }
+        Some(Filter { network, audit }) => {
+            let query = format!(
+                "SELECT destination, port, COUNT(*), SUM(bytes_sent), SUM(bytes_received), \
+                 MIN(timestamp), MAX(timestamp) FROM network_log WHERE {network} \
+                 GROUP BY destination, port ORDER BY SUM(bytes_sent) DESC"
+            );
+            let rows = ask(server, &query, tenant.clone()).await;
+            let result = rows.map(|table| {
+                table.rows.iter().filter_map(|row| destination(row, allowlist.as_deref())).collect()
+            });
+            let destinations = Answer { query, result };
+            let query = format!(
+                "SELECT COALESCE(tool, action), COUNT(*) FROM audit_log WHERE {audit} \
+                 GROUP BY COALESCE(tool, action) ORDER BY COUNT(*) DESC"
+            );
+            let result = ask(server, &query, tenant).await.map(|table| steps(&table));
+            (destinations, Answer { query, result })
+        }
+    };
+    let findings = Findings {
+        as_of: server.clock().now(),
+        checkpoint: server.journal().ledger().ok().map(|ledger| ledger.checkpoint().to_string()),
+        destinations,
+        audit,
+    };
+    report::markdown(view, &findings)
+}
+
+async fn ask(server: &Server, query: &str, tenant: Option<EntityId>) -> Result<SqlTable, String> {
+    let access = Access { tenant, limits: SqlLimits::default() };
+    sql::query(server, query, access).await.map_err(|failure| failure.to_string())
+}
+
+struct Filter {
+    network: String,
+    audit: String,
+}
+
+/// Whose rows: by the most specific thing that the incident names.
+fn filter(view: &IncidentView) -> Option<Filter> {
+    let opened = &view.opened.body;
+    let subjects =
+        std::iter::once(&opened.subject).chain(view.joined.iter().map(|entry| &entry.body.subject));
+    let scopes = opened.scope.iter().flat_map(|scope| scope.iter());
+    let in_scopes = scopes.filter_map(|scope| match scope {
+        Scope::Entity { kind, id } => Some((*kind, id.clone())),
+        _ => None,
+    });
+    let known: Vec<(Kind, EntityId)> = subjects
+        .flat_map(|subject| subject.ids().map(|(kind, id)| (kind, id.clone())))
+        .chain(in_scopes)
+        .collect();
+    let columns = [
+        (Kind::Session, Some("session_id"), "session_id"),
+        (Kind::Task, Some("task_id"), "task_id"),
+        (Kind::Agent, Some("agent_id"), "agent_id"),
+        (Kind::User, None, "user_id"),
+        (Kind::Tenant, Some("tenant_id"), "requester_tenant_id"),
+    ];
+    columns.into_iter().find_map(|(kind, network, audit)| {
+        let (_, id) = known.iter().find(|(known, _)| *known == kind)?;
+        let literal = literal(id.as_str());
+        Some(Filter {
+            network: network
+                .map_or_else(|| "FALSE".to_owned(), |column| format!("{column} = {literal}")),
+            audit: format!("{audit} = {literal}"),
+        })
+    })
+}
+
+/// A text as an SQL literal: in standard SQL a quote is written twice, and nothing else is special.
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+fn destination(row: &[Value], allowlist: Option<&Allowlist>) -> Option<DestinationBytes> {
+    let [name, port, flows, sent, received, first, last] = row else { return None };
+    let name = name.as_str().unwrap_or("(unknown)");
+    let port = port.as_u64().and_then(|port| u16::try_from(port).ok());
+    let listed = allowlist.map(|list| {
+        name.parse::<Host>().is_ok_and(|host| list.allows(&host, port.unwrap_or(443)).is_some())
+    });
+    Some(DestinationBytes {
+        destination: Untrusted::new(name.to_owned()),
+        port,
+        listed,
+        flows: flows.as_u64().unwrap_or(0),
+        bytes_sent: sent.as_u64().unwrap_or(0),
+        bytes_received: received.as_u64().unwrap_or(0),
+        first_at: time(first)?,
+        last_at: time(last)?,
+    })
+}
+
+fn time(value: &Value) -> Option<Timestamp> {
+    value.as_str()?.parse().ok()
+}
+
+fn steps(table: &SqlTable) -> AuditSummary {
+    let tools: Vec<_> = table
+        .rows
+        .iter()
+        .filter_map(|row| {
+            let [tool, count] = row.as_slice() else { return None };
+            Some((Untrusted::new(tool.as_str().unwrap_or("(unnamed)").to_owned()), count.as_u64()?))
+        })
+        .collect();
+    AuditSummary { steps: tools.iter().map(|(_, count)| count).sum(), tools }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_id_stays_a_literal() {
+        assert_eq!(literal("x' OR '1'='1"), "'x'' OR ''1''=''1'");
+        assert_eq!(literal("back\\slash"), "'back\\slash'");
+    }
+}

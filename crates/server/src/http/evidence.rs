@@ -1,0 +1,165 @@
+//! `/v1/evidence` and an incident's manifests: what hosts captured (row P7).
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use estoppel_api::{EVIDENCE_BYTES_MAX, EvidenceAccepted, Problem, Role};
+use estoppel_evidence::{Digest, Item, Manifest, SealedManifest};
+use estoppel_incident::record::EvidenceAdded;
+use estoppel_model::{IncidentId, Untrusted};
+
+use super::{
+    extract::{Caller, read_body},
+    problem::Failure,
+};
+use crate::{Server, vault::VaultError};
+
+/// Largest manifest, in bytes.
+const MANIFEST_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Gaps of a manifest that its own record lists; the manifest has all.
+const GAPS_MAX: usize = 50;
+
+impl From<VaultError> for Failure {
+    fn from(error: VaultError) -> Self {
+        match error {
+            VaultError::OtherContent { .. } => Self::Unprocessable(error.to_string()),
+            VaultError::TooLarge { bytes_max } => Self::TooLarge { bytes_max },
+            VaultError::BrokenOff { .. } => Self::Malformed(error.to_string()),
+            VaultError::Disk(_) => Self::internal(error),
+        }
+    }
+}
+
+fn digest(text: &str) -> Result<Digest, Failure> {
+    text.parse()
+        .map_err(|error: estoppel_evidence::DigestError| Failure::Malformed(error.to_string()))
+}
+
+/// Keeps the content of an item under its SHA-256.
+#[utoipa::path(
+    put, path = "/v1/evidence/{sha256}", tag = "evidence", params(("sha256" = String, Path)),
+    request_body(content = Vec<u8>), responses((status = 204), (status = 422, body = Problem), (status = 413, body = Problem))
+)]
+pub(crate) async fn put(
+    State(server): State<Server>,
+    caller: Caller,
+    Path(sha256): Path<String>,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    caller.machine_or(&[Role::Enforcer], Role::Responder)?;
+    server.vault().put(digest(&sha256)?, body, EVIDENCE_BYTES_MAX).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Gives an item's content back. Responders only: it is the agent's own data.
+#[utoipa::path(
+    get, path = "/v1/evidence/{sha256}", tag = "evidence", params(("sha256" = String, Path)),
+    responses((status = 200, content_type = "application/octet-stream"), (status = 404, body = Problem))
+)]
+pub(crate) async fn get(
+    State(server): State<Server>,
+    caller: Caller,
+    Path(sha256): Path<String>,
+) -> Result<Response, Failure> {
+    caller.at_least(Role::Responder)?;
+    caller.unbound("evidence is the operator's")?;
+    let content = server.vault().read(&digest(&sha256)?).await.map_err(Failure::internal)?;
+    let content =
+        content.ok_or_else(|| Failure::NotFound("no evidence has this SHA-256".to_owned()))?;
+    // Hostile bytes: never to be shown in place.
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream"),
+        (header::CONTENT_DISPOSITION, "attachment"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    Ok((headers, content).into_response())
+}
+
+/// Adds a manifest to an incident. Its items' contents come first; those that are missing are named.
+#[utoipa::path(
+    post, path = "/v1/incidents/{id}/evidence", tag = "evidence", params(("id" = String, Path)),
+    request_body(content = String, description = "the manifest, byte for byte as it was sealed"),
+    responses((status = 200, body = EvidenceAccepted), (status = 404, body = Problem))
+)]
+pub(crate) async fn add(
+    State(server): State<Server>,
+    caller: Caller,
+    Path(incident): Path<String>,
+    body: Body,
+) -> Result<Json<EvidenceAccepted>, Failure> {
+    caller.machine_or(&[Role::Enforcer], Role::Responder)?;
+    let incident = super::incidents::find(&server, &incident)?.id();
+    let bytes = read_body(body, MANIFEST_BYTES_MAX).await?;
+    let text = String::from_utf8(bytes.to_vec())
+        .map_err(|_| Failure::Malformed("the manifest is not UTF-8".to_owned()))?;
+    let (sealed, manifest) = SealedManifest::open(text, None)
+        .map_err(|error| Failure::Unprocessable(error.to_string()))?;
+    if manifest.case.is_some_and(|case| case != incident) {
+        return Err(Failure::Conflict("the manifest is of another incident".to_owned()));
+    }
+    let manifest_sha256 = sealed.digest().to_string();
+    let mut missing = Vec::new();
+    for item in &manifest.items {
+        if server.vault().has(&item.stored_sha256, item.bytes).await {
+            record(&server, added(incident, &manifest, item, &manifest_sha256)).await?;
+        } else {
+            missing.push(item.id.clone());
+        }
+    }
+    if missing.is_empty() {
+        server.vault().put_text(sealed.text().to_owned()).await?;
+        record(&server, listing(incident, &manifest, &sealed)).await?;
+    }
+    Ok(Json(EvidenceAccepted { manifest_sha256, missing }))
+}
+
+async fn record(server: &Server, added: EvidenceAdded) -> Result<(), Failure> {
+    let record = added.record(server.clock().now()).map_err(Failure::internal)?;
+    server.journal().commit(record).await?;
+    Ok(())
+}
+
+fn added(
+    incident: IncidentId,
+    manifest: &Manifest,
+    item: &Item,
+    manifest_sha256: &str,
+) -> EvidenceAdded {
+    let redactions = manifest.redacted.iter().filter(|redaction| redaction.item == item.id).count();
+    EvidenceAdded {
+        incident,
+        item: Untrusted::new(item.id.clone()),
+        method: Untrusted::new(item.method.clone()),
+        origin: Untrusted::new(manifest.host.clone()),
+        sha256: Some(item.sha256.to_string()),
+        bytes: item.bytes,
+        manifest_sha256: manifest_sha256.to_owned(),
+        captured_at: item.ended_at,
+        redactions: redactions as u64,
+        gaps: item.gaps.iter().cloned().map(Untrusted::new).collect(),
+    }
+}
+
+/// The manifest itself, which says what could not be captured.
+fn listing(incident: IncidentId, manifest: &Manifest, sealed: &SealedManifest) -> EvidenceAdded {
+    let gaps = manifest.gaps.iter().map(|gap| Untrusted::new(format!("{}: {}", gap.what, gap.why)));
+    EvidenceAdded {
+        incident,
+        item: Untrusted::new(format!("manifest of capture {}", manifest.id)),
+        method: Untrusted::new(format!(
+            "sealed by {} {}",
+            manifest.tool.name, manifest.tool.version
+        )),
+        origin: Untrusted::new(manifest.host.clone()),
+        sha256: Some(sealed.digest().to_string()),
+        bytes: sealed.text().len() as u64,
+        manifest_sha256: sealed.digest().to_string(),
+        captured_at: manifest.ended_at,
+        redactions: manifest.redacted.len() as u64,
+        gaps: gaps.take(GAPS_MAX).collect(),
+    }
+}

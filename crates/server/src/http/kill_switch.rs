@@ -1,0 +1,502 @@
+//! `/kill-switch`, `/v1/halts`, `/v1/blocks`: to stop, to ask, to let go on.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+    http::StatusCode,
+};
+use estoppel_api::{
+    BlockRequest, Durable, EnforcerProgress, HaltAccepted, HaltRequest, HaltState, HaltStatus,
+    HaltSummary, KillSwitchState, Problem, ReleaseAccepted, ReleaseRequest, Role,
+};
+use estoppel_killswitch::{
+    frame::EnforcerKind,
+    server::{HaltProgress, ReleaseError, SubmitError},
+};
+use estoppel_model::{
+    EntityId, Kind, Order, OrderBody, OrderId, REASON_BYTES_MAX, Scope, ScopeSet, Subject,
+};
+use serde::Deserialize;
+
+use super::{
+    extract::{Caller, JsonBody},
+    problem::Failure,
+};
+use crate::{
+    Server, order,
+    switchboard::{Ended, Given},
+};
+
+/// How long an answer waits to learn how safely an order is kept. The whole answer has 250 ms.
+const DURABLE_WAIT: Duration = Duration::from_millis(150);
+
+impl From<Ended> for Failure {
+    fn from(ended: Ended) -> Self {
+        Self::Unavailable(ended.to_string())
+    }
+}
+
+impl From<SubmitError> for Failure {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Conflict(_) => Self::Conflict(error.to_string()),
+            SubmitError::TooLarge { .. } | SubmitError::Order(_) => {
+                Self::Unprocessable(error.to_string())
+            }
+            SubmitError::ReleaseNeedsLedger => Self::internal(error),
+        }
+    }
+}
+
+fn reason(text: &str) -> Result<(), Failure> {
+    if text.trim().is_empty() {
+        return Err(Failure::Unprocessable("`reason` is empty: say why".to_owned()));
+    }
+    if text.len() > REASON_BYTES_MAX {
+        return Err(Failure::Unprocessable(format!(
+            "`reason` has {} bytes: at most {REASON_BYTES_MAX}",
+            text.len()
+        )));
+    }
+    Ok(())
+}
+
+/// A token that is bound to a tenant may stop what is that tenant's, and nothing wider.
+fn within(caller: &Caller, scope: &ScopeSet) -> Result<Option<EntityId>, Failure> {
+    let Some(tenant) = &caller.0.tenant else { return Ok(None) };
+    let wide = scope.iter().find(|scope| match scope {
+        Scope::Global => true,
+        Scope::Entity { kind: Kind::Tenant, id } => id != tenant,
+        _ => false,
+    });
+    match wide {
+        Some(wide) => Err(Failure::OtherTenant {
+            tenant: tenant.to_string(),
+            what: format!("it cannot reach `{wide}`"),
+        }),
+        None => Ok(Some(tenant.clone())),
+    }
+}
+
+/// Halts a scope. It is in force and on its way to every enforcer when the answer comes.
+#[utoipa::path(
+    post, path = "/kill-switch", tag = "kill switch", request_body = HaltRequest,
+    responses((status = 202, body = HaltAccepted), (status = 400, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem))
+)]
+pub(crate) async fn halt(
+    State(server): State<Server>,
+    caller: Caller,
+    JsonBody(request): JsonBody<HaltRequest>,
+) -> Result<(StatusCode, Json<HaltAccepted>), Failure> {
+    caller.at_least(Role::Responder)?;
+    reason(&request.reason)?;
+    let now = server.clock().now();
+    if request.until.is_some_and(|until| until <= now) {
+        return Err(Failure::Unprocessable("`until` is not in the future".to_owned()));
+    }
+    let tenant = within(&caller, &request.scope)?;
+    let body = OrderBody::Halt { until: request.until };
+    let subject = Subject::default();
+    let chosen = server.incidents().choose(Some(&request.scope), &subject, request.incident);
+    let order = Order {
+        id: request.id.unwrap_or_default(),
+        scope: request.scope,
+        reason: request.reason,
+        issued_by: caller.0.actor,
+        issued_at: now,
+        incident: Some(chosen.id),
+        tenant,
+        body,
+    };
+    let task = server.clone();
+    // In a task of its own: a client that hangs up does not end a halt half way.
+    let given = server.tasks().spawn(async move {
+        let given = match task.switchboard().give(order).await {
+            Ok(Ok(given)) => given,
+            Ok(Err(error)) => {
+                task.incidents().forget(chosen);
+                return Err(Failure::from(error));
+            }
+            Err(ended) => return Err(ended.into()),
+        };
+        if given.repeated {
+            task.incidents().forget(chosen);
+        } else {
+            task.incidents().halted_by_person(&given, chosen);
+        }
+        Ok(given)
+    });
+    let given = given.await.map_err(Failure::internal)??;
+    Ok((StatusCode::ACCEPTED, Json(accepted(given).await)))
+}
+
+async fn accepted(mut given: Given) -> HaltAccepted {
+    let kept = given.durable.wait_for(|durable| *durable == Durable::Ledger);
+    // Whatever was reached by then is what is said.
+    let _ = tokio::time::timeout(DURABLE_WAIT, kept).await;
+    let durable = *given.durable.borrow();
+    let order = &given.order;
+    HaltAccepted {
+        id: order.id,
+        scope: order.scope.clone(),
+        durable,
+        incident: order.incident.unwrap_or_default(),
+        timestamp: order.issued_at,
+        enforcers: given.expected,
+        repeated: given.repeated,
+    }
+}
+
+/// Refuses and cuts a destination.
+#[utoipa::path(
+    post, path = "/v1/blocks", tag = "kill switch", request_body = BlockRequest,
+    responses((status = 202, body = HaltAccepted), (status = 403, body = Problem))
+)]
+pub(crate) async fn block(
+    State(server): State<Server>,
+    caller: Caller,
+    JsonBody(request): JsonBody<BlockRequest>,
+) -> Result<(StatusCode, Json<HaltAccepted>), Failure> {
+    caller.at_least(Role::Responder)?;
+    reason(&request.reason)?;
+    let tenant = within(&caller, &request.scope)?;
+    let subject = Subject::default();
+    let chosen = server.incidents().choose(Some(&request.scope), &subject, request.incident);
+    let order = Order {
+        id: request.id.unwrap_or_default(),
+        scope: request.scope,
+        reason: request.reason,
+        issued_by: caller.0.actor,
+        issued_at: server.clock().now(),
+        incident: Some(chosen.id),
+        tenant,
+        body: OrderBody::Block { destination: request.destination },
+    };
+    let task = server.clone();
+    let given = server.tasks().spawn(async move {
+        let given = task.switchboard().give(order).await??;
+        if given.repeated {
+            task.incidents().forget(chosen);
+        } else {
+            task.incidents().halted_by_person(&given, chosen);
+        }
+        Ok::<_, Failure>(given)
+    });
+    let given = given.await.map_err(Failure::internal)??;
+    Ok((StatusCode::ACCEPTED, Json(accepted(given).await)))
+}
+
+/// Which scope is asked about.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ScopeQuery {
+    /// `global` (the default) or `KIND:ID`.
+    scope: Option<String>,
+}
+
+/// Tells whether a scope is halted.
+#[utoipa::path(
+    get, path = "/kill-switch", tag = "kill switch", params(ScopeQuery),
+    responses((status = 200, body = KillSwitchState), (status = 400, body = Problem))
+)]
+pub(crate) async fn state(
+    State(server): State<Server>,
+    caller: Caller,
+    query: Result<Query<ScopeQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<KillSwitchState>, Failure> {
+    caller.machine_or(&[Role::Agent, Role::Enforcer], Role::Viewer)?;
+    let Query(query) = query.map_err(|error| Failure::Malformed(error.body_text()))?;
+    let scope = query.scope.as_deref().unwrap_or("global").parse::<Scope>();
+    let scope: ScopeSet = scope.map_err(|error| Failure::Malformed(error.to_string()))?.into();
+    let tenant = within_or_global(&caller, &scope)?;
+    let (halts, stop) = server
+        .switchboard()
+        .ask(move |switch, _| (switch.active_halts(&scope), switch.stop(&scope)))
+        .await?;
+    let halts: Vec<HaltSummary> = halts
+        .iter()
+        .filter(|order| tenant.is_none() || order.tenant.is_none() || order.tenant == tenant)
+        .map(|order| summary(order))
+        .collect();
+    let first = halts.first();
+    Ok(Json(KillSwitchState {
+        active: !halts.is_empty(),
+        reason: first.map(|halt| halt.reason.clone()),
+        activated_by: first.map(|halt| halt.activated_by.clone()),
+        timestamp: first.map(|halt| halt.timestamp),
+        stop,
+        halts,
+    }))
+}
+
+/// A bound token may ask about everything's state, too: its agents stop by it.
+fn within_or_global(caller: &Caller, scope: &ScopeSet) -> Result<Option<EntityId>, Failure> {
+    if *scope == ScopeSet::from(Scope::Global) {
+        return Ok(caller.0.tenant.clone());
+    }
+    within(caller, scope)
+}
+
+/// A halt for people.
+pub(crate) fn summary(order: &Order) -> HaltSummary {
+    let until = match order.body {
+        OrderBody::Halt { until } | OrderBody::Watch { until } => until,
+        _ => None,
+    };
+    HaltSummary {
+        id: order.id,
+        scope: order.scope.clone(),
+        reason: order.reason.clone(),
+        activated_by: order.issued_by.clone(),
+        timestamp: order.issued_at,
+        until,
+        incident: order.incident,
+    }
+}
+
+/// Ends halts, by name and with a reason. Needs the ledger: what starts agents again is written
+/// before it happens.
+#[utoipa::path(
+    post, path = "/kill-switch/release", tag = "kill switch", request_body = ReleaseRequest,
+    responses((status = 200, body = ReleaseAccepted), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem))
+)]
+pub(crate) async fn release(
+    State(server): State<Server>,
+    caller: Caller,
+    JsonBody(request): JsonBody<ReleaseRequest>,
+) -> Result<Json<ReleaseAccepted>, Failure> {
+    caller.at_least(Role::Lead)?;
+    reason(&request.reason)?;
+    let bound = within(&caller, &request.scope)?;
+    let task = server.clone();
+    let released = server.tasks().spawn(async move {
+        let actor = caller.0.actor;
+        give_release(&task, request, actor, bound).await
+    });
+    released.await.map_err(Failure::internal)?.map(Json)
+}
+
+/// Writes a release into the ledger and then gives it.
+pub(crate) async fn give_release(
+    server: &Server,
+    request: ReleaseRequest,
+    by: estoppel_model::Actor,
+    bound: Option<EntityId>,
+) -> Result<ReleaseAccepted, Failure> {
+    let id = request.id.unwrap_or_default();
+    if let Some(accepted) = repeated(server, id).await? {
+        return Ok(accepted);
+    }
+    let (scope, named) = (request.scope.clone(), request.halts.clone());
+    let plan = server
+        .switchboard()
+        .ask(move |switch, _| {
+            let plan = switch.plan_release(&scope, named.as_deref())?;
+            let orders: Vec<Arc<Order>> =
+                plan.orders.iter().filter_map(|id| switch.orders().order(*id).cloned()).collect();
+            Ok::<_, ReleaseError>((plan, orders))
+        })
+        .await?;
+    let (plan, orders) = plan.map_err(which)?;
+    if bound.is_some() && orders.iter().any(|order| order.tenant != bound) {
+        return Err(Failure::OtherTenant {
+            tenant: bound.map(|tenant| tenant.to_string()).unwrap_or_default(),
+            what: "a halt that somebody else gave is not its to end".to_owned(),
+        });
+    }
+    let now = server.clock().now();
+    let release = Order {
+        id,
+        scope: plan.scope,
+        reason: request.reason.clone(),
+        issued_by: by.clone(),
+        issued_at: now,
+        incident: orders.iter().find_map(|order| order.incident),
+        tenant: plan.tenant,
+        body: OrderBody::Release { orders: plan.orders.clone() },
+    };
+    let text = serde_json::to_string(&release).map_err(Failure::internal)?;
+    let signed = server.switchboard().sign(text).await?;
+    let record = order::record(id, &signed, now).map_err(Failure::internal)?;
+    server.journal().append(record).await?;
+    server.switchboard().give_recorded(signed).await??;
+    server.incidents().released(&orders, &request.reason, &by).await?;
+    still_active(server, id, plan.orders, request.scope).await
+}
+
+/// The answer to a release that was given before under the same id.
+async fn repeated(server: &Server, id: OrderId) -> Result<Option<ReleaseAccepted>, Failure> {
+    let known =
+        server.switchboard().ask(move |switch, _| switch.orders().order(id).cloned()).await?;
+    let Some(order) = known else { return Ok(None) };
+    match &order.body {
+        OrderBody::Release { orders } => {
+            still_active(server, id, orders.clone(), order.scope.clone()).await.map(Some)
+        }
+        _ => Err(Failure::Conflict(format!("order {id} is no release: take a new id"))),
+    }
+}
+
+async fn still_active(
+    server: &Server,
+    id: OrderId,
+    halts: Vec<OrderId>,
+    scope: ScopeSet,
+) -> Result<ReleaseAccepted, Failure> {
+    let still = server.switchboard().ask(move |switch, _| {
+        let mut still = switch.active_halts(&scope);
+        for order in switch.active_halts(&Scope::Global.into()) {
+            if !still.iter().any(|known| known.id == order.id) {
+                still.push(order);
+            }
+        }
+        still
+    });
+    let still_active = still.await?.iter().map(|order| summary(order)).collect();
+    Ok(ReleaseAccepted { id, halts, still_active })
+}
+
+fn which(error: ReleaseError) -> Failure {
+    let detail = error.to_string();
+    match error {
+        ReleaseError::NothingActive { .. } => Failure::NotFound(detail),
+        ReleaseError::Ambiguous { active, .. } | ReleaseError::NotActive { active, .. } => {
+            Failure::WhichHalts {
+                detail,
+                halts: active.iter().map(|order| summary(order)).collect(),
+            }
+        }
+        ReleaseError::SeveralTenants | ReleaseError::TooMany { .. } => {
+            Failure::Unprocessable(detail)
+        }
+    }
+}
+
+/// Lists the active halts, earliest first.
+#[utoipa::path(get, path = "/v1/halts", tag = "kill switch", responses((status = 200, body = [HaltSummary])))]
+pub(crate) async fn list(
+    State(server): State<Server>,
+    caller: Caller,
+) -> Result<Json<Vec<HaltSummary>>, Failure> {
+    caller.at_least(Role::Viewer)?;
+    let tenant = caller.0.tenant;
+    Ok(Json(active(&server, tenant).await?))
+}
+
+/// All active halts that somebody of this tenant may see.
+pub(crate) async fn active(
+    server: &Server,
+    tenant: Option<EntityId>,
+) -> Result<Vec<HaltSummary>, Failure> {
+    let halts = server
+        .switchboard()
+        .ask(|switch, _| {
+            let mut halts: Vec<Arc<Order>> = switch
+                .orders()
+                .in_force()
+                .filter(|order| matches!(order.body, OrderBody::Halt { .. }))
+                .cloned()
+                .collect();
+            halts.sort_by_key(|order| (order.issued_at, order.id));
+            halts
+        })
+        .await?;
+    let visible =
+        |order: &&Arc<Order>| tenant.is_none() || order.tenant.is_none() || order.tenant == tenant;
+    Ok(halts.iter().filter(visible).map(|order| summary(order)).collect())
+}
+
+/// Tells how far a halt has been carried out, enforcer by enforcer.
+#[utoipa::path(
+    get, path = "/v1/halts/{id}", tag = "kill switch", params(("id" = uuid::Uuid, Path)),
+    responses((status = 200, body = HaltStatus), (status = 404, body = Problem))
+)]
+pub(crate) async fn status(
+    State(server): State<Server>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<HaltStatus>, Failure> {
+    caller.at_least(Role::Viewer)?;
+    let id: OrderId = id
+        .parse()
+        .map_err(|error: estoppel_model::IdError| Failure::Malformed(error.to_string()))?;
+    let nobody = || Failure::NotFound(format!("there is no order {id}"));
+    let (known, in_force) = server
+        .switchboard()
+        .ask(move |switch, _| (switch.orders().order(id).cloned(), switch.orders().is_in_force(id)))
+        .await?;
+    let order = known.ok_or_else(nobody)?;
+    if caller.0.tenant.is_some() && order.tenant.is_some() && order.tenant != caller.0.tenant {
+        return Err(nobody());
+    }
+    let status = match server.switchboard().progress(id).await? {
+        Some((progress, durable)) => progress_status(&progress, durable),
+        // Given before this server's start: its words are in the incident.
+        None => HaltStatus {
+            halt: summary(&order),
+            state: if in_force { HaltState::Sent } else { HaltState::Released },
+            expected: 0,
+            refusing: 0,
+            settled: 0,
+            by_lease: 0,
+            durable: server.switchboard().durability(id).await?,
+            enforcers: Vec::new(),
+        },
+    };
+    Ok(Json(status))
+}
+
+fn progress_status(progress: &HaltProgress, durable: Durable) -> HaltStatus {
+    let done = |count: usize| count + progress.by_lease >= progress.expected;
+    let state = if !progress.in_force {
+        HaltState::Released
+    } else if done(progress.settled) {
+        HaltState::Settled
+    } else if done(progress.refusing) {
+        HaltState::Refusing
+    } else {
+        HaltState::Sent
+    };
+    let micros = |after: Duration| u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
+    let enforcers = progress
+        .enforcers
+        .iter()
+        .map(|word| EnforcerProgress {
+            name: word.name.clone(),
+            kind: kind(word.kind).to_owned(),
+            witness: word.witness,
+            expected: word.expected,
+            refusing_at: word.refusing.map(|reached| reached.at),
+            refusing_after_us: word.refusing.map(|reached| micros(reached.after)),
+            settled_at: word.settled.map(|reached| reached.at),
+            settled_after_us: word.settled.map(|reached| micros(reached.after)),
+            settlement: if word.settlement.is_empty() {
+                serde_json::Value::Null
+            } else {
+                serde_json::to_value(&word.settlement).unwrap_or_default()
+            },
+            lease_until: word.lease_until,
+        })
+        .collect();
+    HaltStatus {
+        halt: summary(&progress.order),
+        state,
+        expected: progress.expected,
+        refusing: progress.refusing,
+        settled: progress.settled,
+        by_lease: progress.by_lease,
+        durable,
+        enforcers,
+    }
+}
+
+/// The enforcement point's word.
+pub(crate) const fn kind(kind: EnforcerKind) -> &'static str {
+    match kind {
+        EnforcerKind::Guard => "guard",
+        EnforcerKind::Gateway => "gateway",
+        EnforcerKind::Host => "host",
+    }
+}

@@ -1,0 +1,138 @@
+//! The HTTP API. One module an address family; a handler turns wire types into calls and back.
+//!
+//! The kill switch's own addresses run on the orders' runtime; everything else is handed to the
+//! work runtime, so that no parse of a large batch stands between an operator and a halt.
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+    routing::{get, post, put},
+};
+use utoipa::OpenApi as _;
+
+use crate::Server;
+
+mod allowlist;
+mod events;
+mod evidence;
+mod extract;
+mod incidents;
+pub(crate) mod kill_switch;
+pub(crate) mod problem;
+mod runs;
+pub(crate) mod sql;
+mod status;
+mod stream;
+mod tokens;
+
+use problem::Failure;
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "Estoppel",
+        description = "Stops AI agents, proves that they stopped, and keeps the evidence."
+    ),
+    paths(
+        kill_switch::halt,
+        kill_switch::state,
+        kill_switch::release,
+        kill_switch::list,
+        kill_switch::status,
+        kill_switch::block,
+        stream::get,
+        events::post,
+        sql::post,
+        allowlist::get,
+        allowlist::put,
+        allowlist::suggest,
+        allowlist::policy,
+        incidents::open,
+        incidents::list,
+        incidents::get,
+        incidents::report,
+        incidents::note,
+        incidents::assign,
+        incidents::close,
+        evidence::put,
+        evidence::get,
+        evidence::add,
+        runs::list,
+        runs::approve,
+        tokens::mint,
+        tokens::list,
+        tokens::revoke,
+        tokens::credential,
+        status::health,
+        status::get
+    )
+)]
+struct Document;
+
+/// The OpenAPI document of all addresses.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
+/// All addresses.
+pub(crate) fn router(server: Server) -> Router {
+    let stop = Router::new()
+        .route("/kill-switch", post(kill_switch::halt).get(kill_switch::state))
+        .route("/kill-switch/release", post(kill_switch::release))
+        .route("/v1/halts", get(kill_switch::list))
+        .route("/v1/halts/{id}", get(kill_switch::status))
+        .route("/v1/blocks", post(kill_switch::block))
+        .route("/v1/stream", get(stream::get))
+        .route("/healthz", get(status::health));
+    let work = Router::new()
+        .route("/v1/events", post(events::post))
+        .route("/v1/sql", post(sql::post))
+        .route("/v1/allowlist", get(allowlist::get).put(allowlist::put))
+        .route("/v1/allowlist/suggest", get(allowlist::suggest))
+        .route("/v1/gateway/policy", get(allowlist::policy))
+        .route("/v1/incidents", post(incidents::open).get(incidents::list))
+        .route("/v1/incidents/{id}", get(incidents::get))
+        .route("/v1/incidents/{id}/report", get(incidents::report))
+        .route("/v1/incidents/{id}/notes", post(incidents::note))
+        .route("/v1/incidents/{id}/assign", post(incidents::assign))
+        .route("/v1/incidents/{id}/close", post(incidents::close))
+        .route("/v1/incidents/{id}/evidence", post(evidence::add))
+        .route("/v1/evidence/{sha256}", put(evidence::put).get(evidence::get))
+        .route("/v1/runs", get(runs::list))
+        .route("/v1/runs/{id}/approve", post(runs::approve))
+        .route("/v1/tokens", post(tokens::mint).get(tokens::list))
+        .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
+        .route("/v1/gateway/credentials", post(tokens::credential))
+        .route("/v1/status", get(status::get))
+        .route("/openapi.json", get(|| async { axum::Json(openapi()) }))
+        .layer(middleware::from_fn_with_state(server.clone(), on_work_runtime));
+    stop.merge(work)
+        .fallback(|| async {
+            Failure::NotFound("there is nothing at this address; see /openapi.json".to_owned())
+        })
+        .method_not_allowed_fallback(|| async { Failure::Method })
+        .layer(middleware::map_response(inert))
+        .with_state(server)
+}
+
+async fn on_work_runtime(State(server): State<Server>, request: Request, next: Next) -> Response {
+    match server.work().spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(error) => Failure::internal(error).into_response(),
+    }
+}
+
+/// No answer of the API is to be sniffed, framed or kept by a cache.
+async fn inert(mut response: Response) -> Response {
+    use axum::http::{HeaderValue, header};
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
+    );
+    response
+}

@@ -1,0 +1,85 @@
+//! `/healthz` and `/v1/status`.
+
+use axum::{Json, extract::State};
+use estoppel_api::{EnforcerStatus, Health, Role, Status};
+use estoppel_incident::IncidentState;
+
+use super::{extract::Caller, kill_switch, problem::Failure};
+use crate::Server;
+
+/// Tells that orders are taken. Needs no token.
+#[utoipa::path(get, path = "/healthz", tag = "server", responses((status = 200, body = Health)))]
+pub(crate) async fn health() -> Json<Health> {
+    Json(Health { status: "ok".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() })
+}
+
+/// Tells how the server and its enforcers are, and what is not as it should be.
+#[utoipa::path(get, path = "/v1/status", tag = "server", responses((status = 200, body = Status)))]
+pub(crate) async fn get(
+    State(server): State<Server>,
+    caller: Caller,
+) -> Result<Json<Status>, Failure> {
+    caller.at_least(Role::Viewer)?;
+    caller.unbound("the server's state is the operator's")?;
+    let halts = kill_switch::active(&server, None).await?;
+    let enforcers = server.switchboard().ask(|switch, now| {
+        switch
+            .enforcers()
+            .map(|state| EnforcerStatus {
+                name: state.name.clone(),
+                kind: kill_switch::kind(state.kind).to_owned(),
+                connected: state.connection.is_some(),
+                lease_until: state.lease_until.map(|until| now.wall + until.since(now.boot)),
+                subjects: state.subjects.clone(),
+                gaps: state.gaps.clone(),
+            })
+            .collect()
+    });
+    let enforcers = enforcers.await?;
+    let (incidents_open, ledger_records, allowlist) = server.journal().read(|state| {
+        let open = state.incidents.iter().filter(|view| view.state() != IncidentState::Closed);
+        (open.count(), state.applied, state.allowlist.is_some())
+    });
+    let (event_log, sql_worker) = match server.events() {
+        Err(error) => (error.to_string(), "not started".to_owned()),
+        Ok(log) => {
+            let status = log.status();
+            let damage = log.damage().len();
+            let log =
+                if damage == 0 { "ok".to_owned() } else { format!("{damage} damaged places") };
+            let worker = match status.isolation {
+                None => "starts with the first query".to_owned(),
+                Some(isolation) if isolation.gaps.is_empty() => {
+                    format!("ok: no network, {} MiB", isolation.memory_bytes >> 20)
+                }
+                Some(isolation) => format!("runs without: {}", isolation.gaps.join("; ")),
+            };
+            (log, worker)
+        }
+    };
+    let config = server.config();
+    let paging = server.incidents().paging();
+    let mut warnings = server.warnings();
+    if paging == "none" {
+        warnings.push("nobody is paged: configure `[paging]` in estoppel.toml".to_owned());
+    }
+    if !allowlist {
+        warnings
+            .push("no allowlist is set: unlisted egress is learned and stops nobody".to_owned());
+    }
+    Ok(Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: server.started_at(),
+        halts,
+        enforcers,
+        incidents_open,
+        ledger: server.journal().health(),
+        ledger_records,
+        event_log,
+        sql_worker,
+        paging,
+        egress_response: config.egress_response().to_owned(),
+        gateway_mode: config.gateway_mode.clone(),
+        warnings,
+    }))
+}

@@ -1,0 +1,106 @@
+//! `GET /v1/stream`: the WebSocket of an enforcer.
+
+use std::time::Duration;
+
+use axum::{
+    extract::{
+        State,
+        ws::{Message, WebSocket, WebSocketUpgrade},
+    },
+    response::Response,
+};
+use estoppel_api::Role;
+use estoppel_killswitch::{
+    frame::{FRAME_BYTES_MAX, ToServer},
+    server::Identity,
+};
+use estoppel_model::{Kind, Scope};
+
+use super::{extract::Caller, problem::Failure};
+use crate::Server;
+
+/// How long one frame may take to go out before the enforcer is taken for gone.
+const WRITE_MAX: Duration = Duration::from_secs(10);
+/// How long an enforcer may be silent; its pings come every few seconds.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How soon a revoked token ends its streams.
+const TOKEN_CHECK: Duration = Duration::from_secs(2);
+
+/// Opens the stream of an enforcer.
+#[utoipa::path(get, path = "/v1/stream", tag = "enforcers", responses((status = 101)))]
+pub(crate) async fn get(
+    State(server): State<Server>,
+    caller: Caller,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, Failure> {
+    caller.machine_or(&[Role::Agent, Role::Enforcer], Role::Admin)?;
+    let upgrade = upgrade.max_message_size(FRAME_BYTES_MAX).max_frame_size(FRAME_BYTES_MAX);
+    Ok(upgrade.on_upgrade(move |socket| {
+        let tasks = server.tasks().clone();
+        // The upgrade's own task must outlive no shutdown: the tracked one does the work.
+        async move {
+            let _ = tasks.spawn(serve(server, caller, socket)).await;
+        }
+    }))
+}
+
+async fn serve(server: Server, caller: Caller, mut socket: WebSocket) {
+    let identity = identity(&caller);
+    let Ok((connection, mut outgoing)) = server.switchboard().connect(identity).await else {
+        return;
+    };
+    let mut check = tokio::time::interval(TOKEN_CHECK);
+    let mut heard = tokio::time::Instant::now();
+    let reason = loop {
+        tokio::select! {
+            biased;
+            message = outgoing.recv() => {
+                let Some(message) = message else { break "let go" };
+                match tokio::time::timeout(WRITE_MAX, socket.send(message)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => break "the connection broke",
+                    Err(_) => break "it does not read",
+                }
+            }
+            message = socket.recv() => {
+                heard = tokio::time::Instant::now();
+                match message {
+                    Some(Ok(Message::Text(text))) => {
+                        let Ok(frame) = serde_json::from_str::<ToServer>(&text) else {
+                            break "it sent what is no frame";
+                        };
+                        if server.switchboard().frame(connection, frame).await.is_err() {
+                            break "the server is ending";
+                        }
+                    }
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    Some(Ok(Message::Binary(_))) => break "it sent what is no frame",
+                    Some(Ok(Message::Close(_))) | None => break "it left",
+                    Some(Err(_)) => break "the connection broke",
+                }
+            }
+            _ = check.tick() => {
+                if !server.tokens().still_good(caller.0.token, server.clock().now()) {
+                    break "its token was revoked or has expired";
+                }
+                if heard.elapsed() > SILENCE_MAX {
+                    break "it has been silent for too long";
+                }
+            }
+            () = server.draining() => break "the server is ending",
+        }
+    };
+    tracing::debug!(connection = connection.0, who = %caller.0.actor, reason, "a stream has ended");
+    server.switchboard().disconnect(connection).await;
+}
+
+/// What a token lets its bearer do on the stream. An agent's own process may hand back halts of
+/// that agent alone.
+fn identity(caller: &Caller) -> Identity {
+    let own = estoppel_model::EntityId::new(caller.0.actor.as_str());
+    let scopes = match (caller.0.role, own) {
+        (Role::Agent, Ok(own)) => Some(Scope::entity(Kind::Agent, own).into()),
+        _ => None,
+    };
+    Identity { actor: caller.0.actor.clone(), tenant: caller.0.tenant.clone(), scopes }
+}

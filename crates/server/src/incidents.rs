@@ -1,0 +1,506 @@
+//! Incidents as the server writes them: opened or joined by every halt, paged, followed until each
+//! enforcer has settled.
+//!
+//! Which incident a halt belongs to is chosen in memory, so that the order can name it before any
+//! disk has answered. Everything here happens behind the halt and may fail without touching it.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use estoppel_connect::{Page as Message, PageAction, PageError, Pager};
+use estoppel_incident::{
+    IncidentView, keys,
+    record::{
+        Confirmed, ConfirmedStage, Contained, Halted, Joined, Opened, PageResult, Paged, Released,
+        Source,
+    },
+};
+use estoppel_killswitch::{
+    frame::{Confirmation, Stage},
+    server::HaltProgress,
+};
+use estoppel_model::{
+    Actor, Clock, EnforcerId, IncidentId, IncidentNumber, NewRecord, Order, OrderBody, OrderId,
+    Scope, ScopeSet, Severity, Subject, Untrusted,
+};
+use estoppel_playbook::journal::StepOutcome;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    journal::{Journal, JournalError},
+    switchboard::{Given, Switchboard},
+};
+
+/// How long a page waits for the ledger to give the incident its number.
+const NUMBER_WAIT: Duration = Duration::from_millis(300);
+/// Beyond so many enforcers the words of guards are counted and not recorded one by one.
+const WORDS_RECORDED_MAX: usize = 200;
+/// Incidents that were opened in memory and are not in the ledger yet.
+const OPENING_MAX: usize = 1_024;
+
+/// An incident that was chosen for a halt or a detection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Chosen {
+    /// Its id.
+    pub id: IncidentId,
+    /// Nobody has opened it yet.
+    pub new: bool,
+}
+
+/// What people are told.
+#[derive(Debug, Clone)]
+pub(crate) struct Page {
+    pub incident: IncidentId,
+    pub number: Option<IncidentNumber>,
+    pub severity: Severity,
+    pub summary: Untrusted<String>,
+    /// Whom it concerns.
+    pub subject: String,
+}
+
+impl Page {
+    /// A page about an incident that the ledger has.
+    pub(crate) fn of(view: &IncidentView) -> Self {
+        let opened = &view.opened.body;
+        Self {
+            incident: opened.id,
+            number: Some(view.number),
+            severity: opened.severity,
+            summary: opened.title.clone(),
+            subject: concerns(opened),
+        }
+    }
+
+    /// A page about an incident that is on its way to the ledger.
+    pub(crate) fn ahead(opened: &Opened, asks: bool) -> Self {
+        let question = if asks { "Decide whether to halt: " } else { "" };
+        Self {
+            incident: opened.id,
+            number: None,
+            severity: opened.severity,
+            summary: Untrusted::new(format!("{question}{}", opened.title.raw())),
+            subject: concerns(opened),
+        }
+    }
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Incidents(Arc<Inner>);
+
+struct Inner {
+    journal: Journal,
+    switchboard: Switchboard,
+    clock: Arc<dyn Clock>,
+    pager: Option<Pager>,
+    /// Where people look, for the page's link.
+    url: String,
+    tasks: TaskTracker,
+    opening: Mutex<HashMap<IncidentId, BTreeSet<Scope>>>,
+    /// Orders that are not carried out everywhere yet, with their incidents.
+    followed: Mutex<HashMap<OrderId, IncidentId>>,
+}
+
+impl std::fmt::Debug for Incidents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Incidents").finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Incidents {
+    pub(crate) fn new(
+        journal: Journal,
+        switchboard: Switchboard,
+        clock: Arc<dyn Clock>,
+        pager: Option<Pager>,
+        url: String,
+        tasks: TaskTracker,
+    ) -> Self {
+        let (opening, followed) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { journal, switchboard, clock, pager, url, tasks, opening, followed }))
+    }
+
+    /// Where pages go, without secrets.
+    pub(crate) fn paging(&self) -> String {
+        self.0.pager.as_ref().map_or_else(|| "none".to_owned(), |pager| pager.channel().to_string())
+    }
+
+    /// Chooses the incident of a halt or a detection: the one that was asked for, else the open one
+    /// of the same scope or subject, else a new one. Memory alone is asked.
+    pub(crate) fn choose(
+        &self,
+        scope: Option<&ScopeSet>,
+        subject: &Subject,
+        wished: Option<IncidentId>,
+    ) -> Chosen {
+        if let Some(id) = wished {
+            let known = self.0.journal.read(|state| state.incidents.incident(id).is_some());
+            return Chosen { id, new: !known && !lock(&self.0.opening).contains_key(&id) };
+        }
+        let keys = keys(scope, subject);
+        let mut opening = lock(&self.0.opening);
+        let known =
+            opening.iter().find(|(_, theirs)| !theirs.is_disjoint(&keys)).map(|(id, _)| *id);
+        let known = known.or_else(|| {
+            self.0.journal.read(|state| Some(state.incidents.find_open(scope, subject)?.id()))
+        });
+        if let Some(id) = known {
+            return Chosen { id, new: false };
+        }
+        let id = IncidentId::new();
+        if opening.len() < OPENING_MAX {
+            opening.insert(id, keys);
+        }
+        Chosen { id, new: true }
+    }
+
+    /// Takes a choice back: nothing came of it.
+    pub(crate) fn forget(&self, chosen: Chosen) {
+        if chosen.new {
+            lock(&self.0.opening).remove(&chosen.id);
+        }
+    }
+
+    /// Opens the chosen incident, or joins it; waits until the ledger has it.
+    pub(crate) async fn open(&self, chosen: Chosen, opened: Opened) -> Result<(), JournalError> {
+        let now = self.0.clock.now();
+        let record = if chosen.new {
+            opened.record(now)?
+        } else {
+            let Opened { source, scope, subject, by, title, .. } = opened;
+            let what = title.inline(100);
+            Joined { incident: chosen.id, source, scope, subject, what, by }.record(now)?
+        };
+        self.keep(record).await?;
+        self.forget(chosen);
+        Ok(())
+    }
+
+    /// Appends a record, and tries again while the ledger is not open yet or has no room.
+    async fn keep(&self, record: NewRecord) -> Result<(), JournalError> {
+        let mut changes = self.0.journal.changes();
+        loop {
+            match self.0.journal.commit(record.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(error @ JournalError::Json(_)) => return Err(error),
+                Err(error) => {
+                    if self.0.tasks.is_closed() {
+                        return Err(error);
+                    }
+                    tracing::warn!(kind = %record.kind, %error, "a record waits for the ledger");
+                }
+            }
+            // Either the ledger opens, or it is time to try again.
+            let _ = tokio::time::timeout(Duration::from_secs(1), changes.changed()).await;
+        }
+    }
+
+    /// An order was given by a person: opens or joins its incident, pages, and follows the order.
+    pub(crate) fn halted_by_person(&self, given: &Given, chosen: Chosen) {
+        self.ordered(given);
+        let order = Arc::clone(&given.order);
+        let opened = opened_by(&order, chosen.id);
+        let this = self.clone();
+        self.0.tasks.spawn(async move {
+            let page = Page::ahead(&opened, false);
+            let open = this.open(chosen, opened);
+            // A ledger that does not answer must not keep people asleep.
+            let (opened, ()) = tokio::join!(open, this.deliver_soon(page));
+            if let Err(error) = opened {
+                tracing::error!(order = %order.id, %error, "a halt's incident could not be written");
+            }
+        });
+    }
+
+    /// An order is in force: records it with its incident and follows it.
+    pub(crate) fn ordered(&self, given: &Given) {
+        let Some(incident) = given.order.incident else { return };
+        lock(&self.0.followed).insert(given.order.id, incident);
+        let what = match &given.order.body {
+            OrderBody::Block { destination } => format!("block {destination}"),
+            OrderBody::Halt { .. } => "halt".to_owned(),
+            _ => "order".to_owned(),
+        };
+        let halted = Halted {
+            incident,
+            order: given.order.id,
+            what,
+            scope: given.order.scope.clone(),
+            reason: Untrusted::new(given.order.reason.clone()),
+            by: given.order.issued_by.clone(),
+            accepted_at: given.order.issued_at,
+            enforcers: given.expected as u64,
+        };
+        let this = self.clone();
+        self.0.tasks.spawn(async move {
+            this.opened(incident).await;
+            if let Ok(record) = halted.record(this.0.clock.now())
+                && let Err(error) = this.keep(record).await
+            {
+                tracing::error!(order = %halted.order, %error, "a halt could not be written");
+            }
+            this.look(halted.order, incident).await;
+        });
+    }
+
+    /// A halt that an enforcer handed back, such as one given on its host: opens or joins an
+    /// incident and pages, as every activation does.
+    pub(crate) fn handed_back(&self, order: &Arc<Order>) {
+        if !matches!(order.body, OrderBody::Halt { .. }) {
+            return;
+        }
+        let chosen = self.choose(Some(&order.scope), &Subject::default(), order.incident);
+        let opened = opened_by(order, chosen.id);
+        let this = self.clone();
+        self.0.tasks.spawn(async move {
+            let page = Page::ahead(&opened, false);
+            let (opened, ()) = tokio::join!(this.open(chosen, opened), this.deliver_soon(page));
+            if let Err(error) = opened {
+                tracing::error!(%error, "a halt that was handed back could not be written");
+            }
+        });
+    }
+
+    /// Orders were released: their incidents learn it.
+    pub(crate) async fn released(
+        &self,
+        orders: &[Arc<Order>],
+        reason: &str,
+        by: &Actor,
+    ) -> Result<(), JournalError> {
+        let mut of: HashMap<IncidentId, Vec<OrderId>> = HashMap::new();
+        for order in orders {
+            if let Some(incident) = order.incident {
+                of.entry(incident).or_default().push(order.id);
+            }
+        }
+        for (incident, orders) in of {
+            let reason = Untrusted::new(reason.to_owned());
+            let released = Released { incident, orders, reason, by: by.clone() };
+            self.0.journal.append(released.record(self.0.clock.now())?).await?;
+        }
+        Ok(())
+    }
+
+    /// Resolves when the ledger has the incident, or it is clear that it will not soon.
+    async fn opened(&self, incident: IncidentId) {
+        let mut changes = self.0.journal.changes();
+        let there = || self.0.journal.read(|state| state.incidents.incident(incident).is_some());
+        let wait = async {
+            while !there() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // A record about an incident that is not there yet would be folded into nothing.
+        if tokio::time::timeout(Duration::from_secs(60), wait).await.is_err() {
+            tracing::error!(%incident, "an incident is still not in the ledger");
+        }
+    }
+
+    /// An enforcer's word came.
+    pub(crate) async fn confirmed(&self, enforcer: EnforcerId, word: Confirmation) {
+        let Some(incident) = lock(&self.0.followed).get(&word.order).copied() else { return };
+        let Ok(Some((progress, _))) = self.0.switchboard.progress(word.order).await else { return };
+        self.opened(incident).await;
+        let Some(member) = progress.enforcers.iter().find(|member| member.enforcer == enforcer)
+        else {
+            return;
+        };
+        if progress.expected <= WORDS_RECORDED_MAX || member.witness {
+            let settlement = word.settlement;
+            let confirmed = Confirmed {
+                incident,
+                order: word.order,
+                enforcer,
+                kind: format!("{:?}", member.kind).to_lowercase(),
+                name: Untrusted::new(member.name.clone()),
+                stage: match word.stage {
+                    Stage::Unsupported => ConfirmedStage::Unsupported,
+                    Stage::Refusing => ConfirmedStage::Refusing,
+                    Stage::Settled => ConfirmedStage::Settled,
+                },
+                confirmed_at: word.at,
+                after_us: word.after_us,
+                steps_cancelled: settlement.steps_cancelled,
+                connections_cut: settlement.connections_cut,
+                processes_frozen: settlement.processes_frozen,
+                bytes_out: settlement.bytes_out,
+                last_byte_at: settlement.last_byte_at,
+                not_interruptible: settlement
+                    .not_interruptible
+                    .into_iter()
+                    .map(Untrusted::new)
+                    .collect(),
+                containment: settlement.containment.map(Untrusted::new),
+                observed_only: settlement.observed_only,
+            };
+            match confirmed.record(self.0.clock.now()) {
+                Ok(record) => {
+                    if let Err(error) = self.0.journal.append(record).await {
+                        tracing::error!(%error, "a confirmation could not be written");
+                    }
+                }
+                Err(error) => tracing::error!(%error, "a confirmation cannot be written"),
+            }
+        }
+        self.contained(&progress, incident).await;
+    }
+
+    /// A lease ended: what waited for it may be complete.
+    pub(crate) async fn lease_over(&self) {
+        let followed: Vec<_> =
+            lock(&self.0.followed).iter().map(|(order, incident)| (*order, *incident)).collect();
+        for (order, incident) in followed {
+            self.look(order, incident).await;
+        }
+    }
+
+    async fn look(&self, order: OrderId, incident: IncidentId) {
+        if let Ok(Some((progress, _))) = self.0.switchboard.progress(order).await {
+            self.contained(&progress, incident).await;
+        }
+    }
+
+    async fn contained(&self, progress: &HaltProgress, incident: IncidentId) {
+        if progress.settled + progress.by_lease < progress.expected || progress.expected == 0 {
+            return;
+        }
+        let order = progress.order.id;
+        if lock(&self.0.followed).remove(&order).is_none() {
+            return;
+        }
+        let contained = Contained {
+            incident,
+            order,
+            enforcers: progress.expected as u64,
+            settled: progress.settled as u64,
+            by_lease: progress.by_lease as u64,
+        };
+        match contained.record(self.0.clock.now()) {
+            Ok(record) => {
+                if let Err(error) = self.keep(record).await {
+                    tracing::error!(%error, "that an order was carried out could not be written");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "that an order was carried out cannot be written")
+            }
+        }
+    }
+
+    /// Pages in the background.
+    pub(crate) fn page(&self, page: Page) {
+        let this = self.clone();
+        self.0.tasks.spawn(async move { this.deliver_soon(page).await });
+    }
+
+    /// Pages with the incident's number if the ledger gives one soon, and without if not.
+    async fn deliver_soon(&self, mut page: Page) {
+        let mut changes = self.0.journal.changes();
+        let number =
+            || self.0.journal.read(|state| Some(state.incidents.incident(page.incident)?.number));
+        let wait = async {
+            loop {
+                if let Some(number) = number() {
+                    return Some(number);
+                }
+                if changes.changed().await.is_err() {
+                    return None;
+                }
+            }
+        };
+        let found = tokio::time::timeout(NUMBER_WAIT, wait).await.unwrap_or_default();
+        page.number = page.number.or(found);
+        // The failure is recorded with the incident and logged there.
+        let _ = self.deliver(page).await;
+    }
+
+    /// Pages, and records what became of it. The deduplication key is the incident's, so that a
+    /// repetition is known as one.
+    pub(crate) async fn deliver(&self, page: Page) -> Result<String, (StepOutcome, String)> {
+        let Some(pager) = &self.0.pager else {
+            return Err((
+                StepOutcome::Failed,
+                "no channel is configured (`[paging]` in estoppel.toml)".to_owned(),
+            ));
+        };
+        let dedup_key = format!("estoppel/{}", page.incident);
+        let checkpoint = self.0.journal.ledger().ok().map(|ledger| ledger.checkpoint().to_string());
+        let name =
+            page.number.map_or_else(|| page.incident.to_string(), |number| number.to_string());
+        let message = Message {
+            incident: page.incident,
+            number: page.number,
+            severity: page.severity,
+            summary: page.summary,
+            url: format!("{}/v1/incidents/{name}", self.0.url).parse().ok(),
+            dedup_key: dedup_key.clone(),
+            checkpoint,
+            at: self.0.clock.now(),
+            subject: page.subject,
+            action: PageAction::Trigger,
+        };
+        let (attempts, result, answer) = match pager.page(&message).await {
+            Ok(receipt) => {
+                let said = format!("{} after {} attempts", receipt.status, receipt.attempts);
+                let taken = Untrusted::new(format!("{} {}", receipt.status, receipt.answer.raw()));
+                (receipt.attempts, PageResult::Accepted { receipt: taken }, Ok(said))
+            }
+            Err(error) => {
+                tracing::error!(incident = %page.incident, %error, "a page was not delivered");
+                let reason = Untrusted::new(error.to_string());
+                let result = match error {
+                    PageError::Indeterminate { .. } => PageResult::Indeterminate { reason },
+                    PageError::Refused { .. } | PageError::Failed { .. } => {
+                        PageResult::Failed { reason }
+                    }
+                };
+                (error.attempts(), result, Err((error.outcome(), error.to_string())))
+            }
+        };
+        let channel = pager.channel().to_string();
+        let paged = Paged { incident: page.incident, channel, dedup_key, attempts, result };
+        self.opened(page.incident).await;
+        match paged.record(self.0.clock.now()) {
+            Ok(record) => {
+                if let Err(error) = self.keep(record).await {
+                    tracing::error!(%error, "a page could not be written");
+                }
+            }
+            Err(error) => tracing::error!(%error, "a page cannot be written"),
+        }
+        answer
+    }
+}
+
+/// The incident that a person's halt opens.
+fn opened_by(order: &Order, id: IncidentId) -> Opened {
+    Opened {
+        id,
+        title: Untrusted::new(format!("Halt of {}: {}", order.scope, order.reason)),
+        kind: estoppel_incident::record::IncidentKind::Other,
+        severity: Severity::High,
+        source: Source::Halt,
+        scope: Some(order.scope.clone()),
+        subject: Subject::default(),
+        by: order.issued_by.clone(),
+        description: None,
+    }
+}
+
+/// Whom an incident concerns, in words.
+fn concerns(opened: &Opened) -> String {
+    match &opened.scope {
+        Some(scope) => scope.to_string(),
+        None => opened.subject.to_string(),
+    }
+}

@@ -1,0 +1,423 @@
+//! The kill switch at work: one thread that owns the order set and every enforcer's queue.
+//!
+//! Nothing here waits for a disk, a database or an enforcer. Orders come before frames; a broadcast
+//! is handed to the queues before the order is handed to the spool; an enforcer whose queue is full
+//! is let go and catches up when it comes back, under the lease.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::extract::ws::{Message, Utf8Bytes};
+use estoppel_api::Durable;
+use estoppel_killswitch::{
+    Now, Signer as _,
+    frame::{Action, Confirmation, Outcome, ToEnforcer, ToServer},
+    server::{
+        ConnectionId, Effect, HaltProgress, Identity, Input, SubmitError, Submitted, Switch,
+        SwitchConfig,
+    },
+};
+use estoppel_model::{Clock, EnforcerId, Order, OrderId, SignedOrder};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{StartError, order::Notary, spool::Spool};
+
+/// Orders and questions that wait for the thread.
+const ORDERS_WAITING_MAX: usize = 4_096;
+/// Frames of enforcers that wait for the thread; more make their connections wait.
+const FRAMES_WAITING_MAX: usize = 16_384;
+/// Frames that wait for one enforcer.
+const OUTGOING_MAX: usize = 4_096;
+/// What the rest of the server is to be told and has not yet taken.
+const NEWS_WAITING_MAX: usize = 65_536;
+const TICK: Duration = Duration::from_millis(250);
+
+/// What the rest of the server learns.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// An order is in force and on its way to the disk.
+    Accepted(Accepted),
+    /// An enforcer's word on an order.
+    Confirmed { enforcer: EnforcerId, confirmation: Box<Confirmation> },
+    /// A lease ended: what waited for that enforcer may be complete.
+    LeaseOver,
+    /// An enforcer said hello, with the last checkpoint that it saw.
+    Joined { enforcer: EnforcerId, checkpoint: String },
+    /// A halt came from an enforcer.
+    HandedBack { order: Arc<Order> },
+}
+
+/// An order on its way to the disk.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub id: OrderId,
+    pub signed: SignedOrder,
+    pub kept: oneshot::Receiver<Result<(), crate::spool::SpoolError>>,
+    pub durable: watch::Sender<Durable>,
+}
+
+/// An order that was given.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub order: Arc<Order>,
+    /// Enforcers that must confirm.
+    pub expected: usize,
+    /// The same order had been given before.
+    pub repeated: bool,
+    /// Follows how safely it is kept.
+    pub durable: watch::Receiver<Durable>,
+}
+
+/// The switchboard's thread has ended, which happens only when the server does.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the server is ending")]
+pub(crate) struct Ended;
+
+type Job = Box<dyn FnOnce(&mut Desk) + Send>;
+
+/// A handle to the thread. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Switchboard {
+    jobs: mpsc::Sender<Job>,
+    frames: mpsc::Sender<Input>,
+    next_connection: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for Switchboard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Switchboard").finish_non_exhaustive()
+    }
+}
+
+/// What the thread owns.
+struct Desk {
+    switch: Switch,
+    notary: Notary,
+    clock: Arc<dyn Clock>,
+    spool: Spool,
+    queues: HashMap<ConnectionId, mpsc::Sender<Message>>,
+    durable: HashMap<OrderId, watch::Receiver<Durable>>,
+    waiting: HashMap<Uuid, oneshot::Sender<Outcome>>,
+    news: mpsc::Sender<News>,
+}
+
+impl Switchboard {
+    /// Starts the thread with the orders of the spool.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub(crate) fn start(
+        config: SwitchConfig,
+        notary: Notary,
+        clock: Arc<dyn Clock>,
+        spool: Spool,
+        kept: Vec<SignedOrder>,
+        stop: CancellationToken,
+    ) -> Result<(Self, mpsc::Receiver<News>), StartError> {
+        let (jobs, mut jobs_in) = mpsc::channel::<Job>(ORDERS_WAITING_MAX);
+        let (frames, mut frames_in) = mpsc::channel(FRAMES_WAITING_MAX);
+        let (news, news_out) = mpsc::channel(NEWS_WAITING_MAX);
+        let durable: HashMap<_, _> = kept
+            .iter()
+            .filter_map(|signed| Some((signed.parse().ok()?.id, watch::channel(Durable::Node).1)))
+            .collect();
+        let (switch, wrong) = Switch::new(config, Box::new(notary.clone()), kept);
+        if wrong > 0 {
+            tracing::error!(wrong, "orders of the spool contradict one another or cannot be read");
+        }
+        let mut desk = Desk {
+            switch,
+            notary,
+            clock,
+            spool,
+            queues: HashMap::new(),
+            durable,
+            waiting: HashMap::new(),
+            news,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(StartError::Runtime)?;
+        let work = async move {
+            let mut tick = tokio::time::interval(TICK);
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+            loop {
+                tokio::select! {
+                    biased;
+                    job = jobs_in.recv() => match job {
+                        Some(job) => job(&mut desk),
+                        None => return,
+                    },
+                    _ = tick.tick() => desk.step(Input::Tick),
+                    frame = frames_in.recv() => match frame {
+                        Some(frame) => desk.step(frame),
+                        None => return,
+                    },
+                    () = stop.cancelled() => return,
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("switchboard".to_owned())
+            .spawn(move || runtime.block_on(work))
+            .map_err(StartError::Runtime)?;
+        let next_connection = Arc::new(AtomicU64::new(0));
+        Ok((Self { jobs, frames, next_connection }, news_out))
+    }
+
+    /// Gives an order that is not a release; in force and on its way when this resolves.
+    pub(crate) async fn give(&self, order: Order) -> Result<Result<Given, SubmitError>, Ended> {
+        self.call(move |desk| desk.give(order)).await
+    }
+
+    /// Puts orders in force that the ledger has.
+    pub(crate) async fn give_recorded(
+        &self,
+        signed: SignedOrder,
+    ) -> Result<Result<(), SubmitError>, Ended> {
+        self.call(move |desk| desk.give_recorded(signed)).await
+    }
+
+    /// Signs an order's text with the node's key.
+    pub(crate) async fn sign(&self, text: String) -> Result<SignedOrder, Ended> {
+        self.call(move |desk| desk.notary.sign(text)).await
+    }
+
+    /// Asks the switch something.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Switch, Now) -> T + Send + 'static,
+    ) -> Result<T, Ended> {
+        self.call(move |desk| question(&desk.switch, desk.now())).await
+    }
+
+    /// Who has confirmed an order.
+    pub(crate) async fn progress(
+        &self,
+        order: OrderId,
+    ) -> Result<Option<(HaltProgress, Durable)>, Ended> {
+        self.call(move |desk| {
+            let progress = desk.switch.progress(order, desk.now())?;
+            Some((progress, desk.durability(order)))
+        })
+        .await
+    }
+
+    /// How safely an order is kept.
+    pub(crate) async fn durability(&self, order: OrderId) -> Result<Durable, Ended> {
+        self.call(move |desk| desk.durability(order)).await
+    }
+
+    /// Sends an action to an enforcer; the receiver learns its outcome. `None` when it is not
+    /// connected.
+    pub(crate) async fn act(
+        &self,
+        enforcer: EnforcerId,
+        action: Action,
+    ) -> Result<Option<oneshot::Receiver<Outcome>>, Ended> {
+        self.call(move |desk| {
+            let (done, outcome) = oneshot::channel();
+            let id = action.id;
+            // Those who waited and gave up need no answer any more.
+            desk.waiting.retain(|_, waiting| !waiting.is_closed());
+            let effect = desk.switch.act(enforcer, action)?;
+            desk.waiting.insert(id, done);
+            desk.carry_out(vec![effect]);
+            Some(outcome)
+        })
+        .await
+    }
+
+    /// The ledger's newest checkpoint, which enforcers get at hello.
+    pub(crate) async fn set_checkpoint(&self, note: String) -> Result<(), Ended> {
+        self.call(move |desk| desk.switch.set_checkpoint(note)).await
+    }
+
+    /// Takes a connection in; what is to be sent to it comes out of the receiver, and its end means
+    /// that it is to be closed.
+    pub(crate) async fn connect(
+        &self,
+        identity: Identity,
+    ) -> Result<(ConnectionId, mpsc::Receiver<Message>), Ended> {
+        let connection = ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed));
+        let (queue, outgoing) = mpsc::channel(OUTGOING_MAX);
+        self.call(move |desk| {
+            desk.queues.insert(connection, queue);
+            desk.step(Input::Connected { connection, identity: Box::new(identity) });
+        })
+        .await?;
+        Ok((connection, outgoing))
+    }
+
+    /// Hands a frame of an enforcer in; waits while too many do.
+    pub(crate) async fn frame(
+        &self,
+        connection: ConnectionId,
+        frame: ToServer,
+    ) -> Result<(), Ended> {
+        self.frames.send(Input::Frame { connection, frame }).await.map_err(|_| Ended)
+    }
+
+    /// A connection is gone.
+    pub(crate) async fn disconnect(&self, connection: ConnectionId) {
+        let gone = move |desk: &mut Desk| {
+            desk.queues.remove(&connection);
+            desk.step(Input::Disconnected { connection });
+        };
+        // The thread that has ended knows no connections.
+        let _ = self.call(gone).await;
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Desk) -> T + Send + 'static,
+    ) -> Result<T, Ended> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |desk| {
+            // Whoever asked may be gone; what was asked for is done all the same.
+            let _ = answer.send(job(desk));
+        });
+        self.jobs.send(job).await.map_err(|_| Ended)?;
+        answered.await.map_err(|_| Ended)
+    }
+}
+
+impl Desk {
+    fn now(&self) -> Now {
+        Now { wall: self.clock.now(), boot: self.clock.boottime() }
+    }
+
+    fn step(&mut self, input: Input) {
+        let now = self.now();
+        let effects = self.switch.step(input, now);
+        self.carry_out(effects);
+    }
+
+    fn give(&mut self, order: Order) -> Result<Given, SubmitError> {
+        let id = order.id;
+        if let Some(order) =
+            self.switch.orders().order(id).cloned().filter(|known| same(known, &order))
+        {
+            let durable =
+                self.durable.get(&id).cloned().unwrap_or_else(|| watch::channel(Durable::Node).1);
+            return Ok(Given { order, expected: 0, repeated: true, durable });
+        }
+        let text = serde_json::to_string(&order).map_err(estoppel_model::OrderError::from)?;
+        let signed = self.notary.sign(text);
+        let (submitted, effects) = self.switch.submit(signed, self.now())?;
+        self.carry_out(effects);
+        let (order, expected, repeated) = match submitted {
+            Submitted::New { order, expected, .. } => (order, expected, false),
+            Submitted::Known(order) => (order, 0, true),
+        };
+        let durable =
+            self.durable.get(&id).cloned().unwrap_or_else(|| watch::channel(Durable::No).1);
+        Ok(Given { order, expected, repeated, durable })
+    }
+
+    fn give_recorded(&mut self, signed: SignedOrder) -> Result<(), SubmitError> {
+        let (submitted, effects) = self.switch.submit_recorded(signed.clone(), self.now())?;
+        self.carry_out(effects);
+        if matches!(submitted, Submitted::New { .. }) {
+            self.persist(signed);
+        }
+        Ok(())
+    }
+
+    fn durability(&self, order: OrderId) -> Durable {
+        self.durable.get(&order).map_or(Durable::No, |durable| *durable.borrow())
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Broadcast { connections, frame } => {
+                    if let Some(message) = message(&frame) {
+                        for connection in connections {
+                            self.send(connection, message.clone());
+                        }
+                    }
+                }
+                Effect::Send { connection, frame } => {
+                    if let Some(message) = message(&frame) {
+                        self.send(connection, message);
+                    }
+                }
+                Effect::Persist(signed) => self.persist(signed),
+                Effect::Close { connection, reason } => {
+                    tracing::info!(connection = connection.0, reason, "a stream is ended");
+                    self.queues.remove(&connection);
+                }
+                Effect::Joined { enforcer, checkpoint } => {
+                    if let Some(checkpoint) = checkpoint {
+                        self.tell(News::Joined { enforcer, checkpoint });
+                    }
+                }
+                Effect::LeaseOver { .. } => self.tell(News::LeaseOver),
+                Effect::Confirmed { enforcer, confirmation } => {
+                    self.tell(News::Confirmed { enforcer, confirmation });
+                }
+                Effect::Outcome { outcome, .. } => {
+                    if let Some(waiting) = self.waiting.remove(&outcome.action) {
+                        // The run that waited may have been given up.
+                        let _ = waiting.send(*outcome);
+                    }
+                }
+                Effect::HandedBack { enforcer, order } => {
+                    tracing::warn!(%enforcer, order = %order.id, "an enforcer handed back an order that was missing here");
+                    self.tell(News::HandedBack { order });
+                }
+                Effect::Rejected { connection, reason } => {
+                    tracing::warn!(
+                        connection = connection.0,
+                        reason,
+                        "what an enforcer sent was not taken"
+                    );
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, connection: ConnectionId, message: Message) {
+        let Some(queue) = self.queues.get(&connection) else { return };
+        if queue.try_send(message).is_err() {
+            // A frame left out would break the lease's promise: it must come back and reconcile.
+            tracing::warn!(connection = connection.0, "an enforcer does not keep up and is let go");
+            self.queues.remove(&connection);
+        }
+    }
+
+    fn persist(&mut self, signed: SignedOrder) {
+        // What is in force was parsed before.
+        let Ok(order) = signed.parse() else { return };
+        let (durable, follow) = watch::channel(Durable::No);
+        self.durable.insert(order.id, follow);
+        let kept = self.spool.keep(order.id, signed.clone());
+        self.tell(News::Accepted(Accepted { id: order.id, signed, kept, durable }));
+    }
+
+    fn tell(&self, news: News) {
+        if self.news.try_send(news).is_err() {
+            tracing::error!("the server does not keep up with its enforcers; a record is missing");
+        }
+    }
+}
+
+/// Whether two orders say the same but for the moment of their signing: a client's retry.
+fn same(one: &Order, other: &Order) -> bool {
+    Order { issued_at: other.issued_at, incident: other.incident, ..one.clone() } == *other
+}
+
+fn message(frame: &ToEnforcer) -> Option<Message> {
+    // Frames are plain data, which always serialises.
+    serde_json::to_string(frame).ok().map(|text| Message::Text(Utf8Bytes::from(text)))
+}
