@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use estoppel_model::{EnforcerId, EntityId, IncidentId, OrderId, SignedOrder, Subject, Timestamp};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use uuid::Uuid;
 
 /// Version of these frames.
@@ -102,6 +102,7 @@ pub enum ToServer {
     /// The orders that it has in each bucket that differs.
     Have {
         /// Bucket → ids.
+        #[serde(deserialize_with = "numbered")]
         buckets: BTreeMap<u8, Vec<OrderId>>,
         /// More such frames follow: a large set is listed in several.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -234,6 +235,17 @@ pub struct Action {
     pub subject: Subject,
     /// What to do.
     pub verb: Verb,
+}
+
+/// Reads a map whose keys are numbers. Serde buffers the fields of a tagged enum and forgets there
+/// that JSON can have texts as keys only.
+fn numbered<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<u8, Vec<OrderId>>, D::Error> {
+    BTreeMap::<String, Vec<OrderId>>::deserialize(deserializer)?
+        .into_iter()
+        .map(|(bucket, ids)| Ok((bucket.parse().map_err(de::Error::custom)?, ids)))
+        .collect()
 }
 
 /// Splits orders into frames' worth, by count and by bytes.

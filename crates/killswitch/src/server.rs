@@ -4,6 +4,9 @@
 //! a halt is broadcast before it is persisted (invariant *stop-never-waits*), while a release is
 //! only taken when the ledger has it (*starting-always-does*).
 //!
+//! Whoever drives it carries the effects out in the order of the steps that gave them: an answer to
+//! a ping must not overtake an order that was accepted before (invariant *lease*).
+//!
 //! A connection is who its token says. What it confirms counts for its own enforcer id, and an id
 //! belongs to the token that uses it. It may hand back what the server itself once signed, and
 //! halts of its own key inside what its token permits, which the server then signs itself so that

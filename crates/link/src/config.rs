@@ -80,9 +80,12 @@ pub enum LinkError {
         /// The name.
         actor: Actor,
     },
-    /// An id names one order.
-    #[error("order {id} is known here with another text, or has ended: take a new id")]
-    LocalKnown {
+    /// An id names one order, and an enforcer obeys for its own tenant only.
+    #[error(
+        "order {id} is not taken: its id is known with another text, it has ended, or it is for \
+         another tenant than this enforcer's"
+    )]
+    LocalNotTaken {
         /// The order.
         id: OrderId,
     },

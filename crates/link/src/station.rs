@@ -62,7 +62,10 @@ struct State {
     /// The kept file is damaged and can be written anew.
     rewrite: bool,
     connected_to: Option<Url>,
+    /// What is wrong with the connection, or with what was kept.
     problem: Option<String>,
+    /// What is wrong with the keeping; no connection mends it.
+    disk_problem: Option<String>,
 }
 
 /// How a station stands.
@@ -97,6 +100,7 @@ impl Station {
             rewrite: false,
             connected_to: None,
             problem: damage,
+            disk_problem: None,
         };
         Self {
             id,
@@ -139,7 +143,7 @@ impl Station {
             let text = serde_json::to_string(&order).map_err(LinkError::LocalText)?;
             self.step_locked(&mut state, Input::Local(self.keys.sign(text)));
             if !state.enforcer.orders().is_in_force(id) {
-                return Err(LinkError::LocalKnown { id });
+                return Err(LinkError::LocalNotTaken { id });
             }
         }
         let durable = self.keep();
@@ -164,7 +168,8 @@ impl Station {
         };
         if let Err(error) = &written {
             tracing::error!(%error, "orders are in force but cannot be kept over a restart");
-            self.lock().problem = Some(format!("orders cannot be kept over a restart: {error}"));
+            let problem = format!("orders cannot be kept over a restart: {error}");
+            self.lock().disk_problem = Some(problem);
         }
         written.is_ok()
     }
@@ -220,7 +225,7 @@ impl Station {
             connected_to: state.connected_to.clone().filter(|_| in_sync),
             lease_until: state.enforcer.lease_until(),
             orders_in_force: state.enforcer.verdicts().in_force(),
-            problem: state.problem.clone(),
+            problem: state.problem.clone().or_else(|| state.disk_problem.clone()),
         }
     }
 

@@ -27,6 +27,7 @@ use estoppel_model::{
     Subject, Timestamp,
 };
 use proptest::prelude::*;
+use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::support::{
@@ -150,6 +151,13 @@ impl Node {
 
 fn own_key(index: usize) -> String {
     format!("{index:064x}")
+}
+
+/// The frame as the other side reads its JSON.
+fn as_read<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(frame: &T) -> T {
+    let read = serde_json::from_str(&serde_json::to_string(frame).unwrap()).unwrap();
+    assert_eq!(*frame, read);
+    read
 }
 
 struct Connection {
@@ -462,7 +470,7 @@ impl World {
                     if let Some(connection) = self.connections.iter_mut().find(open)
                         && connection.open_at_server
                     {
-                        connection.up.push_back(frame);
+                        connection.up.push_back(as_read(&frame));
                     }
                 }
                 enforcer::Effect::Keep(enforcer::Keep::Order(order)) => {
@@ -505,7 +513,7 @@ impl World {
         let connection = connection.expect("the server sends to connections that stand there");
         assert!(connection.open_at_server);
         if connection.open_at_node {
-            connection.down.push_back(frame);
+            connection.down.push_back(as_read(&frame));
         }
     }
 
