@@ -83,11 +83,15 @@ fn every_test_that_the_specification_names_exists() {
     assert!(missing.is_empty(), "SPECIFICATION.md names what is not there: {missing:#?}");
 }
 
+/// Functions, and the names in the tables of test programs that have a `main` of their own.
 fn functions(source: &str) -> impl Iterator<Item = String> {
-    source.lines().filter_map(|line| {
-        let rest = line.trim().strip_prefix("async ").unwrap_or_else(|| line.trim());
-        let name = rest.strip_prefix("fn ")?.split(['(', '<']).next()?;
-        Some(name.to_owned())
+    source.lines().map(str::trim).filter_map(|line| {
+        let listed = line.strip_prefix("trial(\"").or_else(|| line.strip_prefix("(\""));
+        if let Some((name, _)) = listed.and_then(|rest| rest.split_once('"')) {
+            return name.rsplit("::").next().map(str::to_owned);
+        }
+        let rest = line.strip_prefix("async ").unwrap_or(line);
+        Some(rest.strip_prefix("fn ")?.split(['(', '<']).next()?.to_owned())
     })
 }
 
