@@ -10,7 +10,7 @@ use std::{
 use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use tokio::sync::oneshot;
 
-use crate::{Containment, Process, Processes};
+use crate::{Containment, Process, Processes, signals::Signals};
 
 /// How the agent's first process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,7 @@ pub struct Agent {
     pub(crate) processes: Arc<Processes>,
     pub(crate) containment: Containment,
     pub(crate) exit: oneshot::Receiver<AgentExit>,
+    pub(crate) signals: Option<Signals>,
     pub(crate) foreground: bool,
 }
 

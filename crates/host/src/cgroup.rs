@@ -74,6 +74,24 @@ fn own_path(cgroups: &str) -> Option<&str> {
     (!path.split('/').any(|part| part == "..")).then_some(path)
 }
 
+/// Removes the empty cgroups of supervisors that are gone. One with processes in it stays: they are
+/// what a killed supervisor left, frozen if they were.
+fn remove_leftovers(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(supervisor_of);
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            // The kernel refuses while it holds a process.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// The supervisor's pid in a name that [`Cgroup::create`] made.
+fn supervisor_of(name: &str) -> Option<u32> {
+    name.rsplit('-').nth(1)?.parse().ok()
+}
+
 /// A folder name out of a stranger's text.
 fn folder_name(label: &str) -> String {
     let name: String = label
@@ -109,6 +127,7 @@ impl Cgroup {
     fn create_in(parent: &Path, label: &str) -> Result<Self, CgroupError> {
         let error = |source| CgroupError::Create { path: parent.to_owned(), source };
         fs::create_dir_all(parent).map_err(error)?;
+        remove_leftovers(parent);
         let name = folder_name(label);
         let mut count = 0;
         let path = loop {
@@ -276,6 +295,9 @@ mod tests {
     fn a_session_id_cannot_name_another_folder() {
         assert!(folder_name("../../etc").starts_with("______etc-"));
         assert!(folder_name(&"x".repeat(300)).len() < 80);
+        let name = format!("{}-0", folder_name("a-b-7"));
+        assert_eq!(supervisor_of(&name), Some(std::process::id()));
+        assert_eq!(supervisor_of("cgroup.procs"), None);
     }
 
     #[test]

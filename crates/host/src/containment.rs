@@ -43,6 +43,9 @@ pub struct Containment {
     pub network: Network,
     /// Which paths are hidden from it.
     pub hidden: Vec<PathBuf>,
+    /// Whether it can signal and trace its own descendants alone, by Landlock: not seen from outside
+    /// but the shim's word.
+    pub scoped: bool,
     /// What was asked for and does not hold, in words.
     pub gaps: Vec<String>,
 }
@@ -53,6 +56,7 @@ pub(crate) struct Arranged {
     pub(crate) cgroup: bool,
     pub(crate) network: bool,
     pub(crate) hidden: Vec<PathBuf>,
+    pub(crate) scoped: bool,
     pub(crate) gaps: Vec<String>,
 }
 
@@ -84,7 +88,18 @@ impl Containment {
             Vec::new()
         };
         let other_uid = uid != own_uid && uid != 0;
-        Ok(Self { observed: true, uid, other_uid, no_new_privs, freezer, network, hidden, gaps })
+        let scoped = arranged.scoped;
+        Ok(Self {
+            observed: true,
+            uid,
+            other_uid,
+            no_new_privs,
+            freezer,
+            network,
+            hidden,
+            scoped,
+            gaps,
+        })
     }
 
     /// Of an agent that had ended before it could be looked at.
@@ -97,6 +112,7 @@ impl Containment {
             freezer: Freezer::Signals,
             network: Network::ProxyVariables,
             hidden: Vec::new(),
+            scoped: false,
             gaps: Vec::new(),
         }
     }
@@ -145,6 +161,9 @@ impl fmt::Display for Containment {
         if !self.no_new_privs {
             f.write_str("; it can gain rights by set-uid programs")?;
         }
+        if !self.scoped {
+            f.write_str("; it can signal and trace other processes of its uid")?;
+        }
         for gap in &self.gaps {
             write!(f, "; {gap}")?;
         }
@@ -166,6 +185,7 @@ mod tests {
             freezer: Freezer::Cgroup,
             network: Network::OwnNamespace,
             hidden: vec![],
+            scoped: true,
             gaps: vec![],
         };
         assert_eq!(
@@ -184,6 +204,7 @@ mod tests {
         check(Containment { freezer, ..full.clone() }, &["freezable"], "by signals");
         check(Containment { uid: 0, other_uid: false, ..full.clone() }, &["uid 0"], "undo all");
         check(Containment { no_new_privs: false, ..full.clone() }, &[], "set-uid");
+        check(Containment { scoped: false, ..full.clone() }, &[], "trace other processes");
         check(Containment { gaps: vec!["no x".into()], ..full }, &[], "; no x");
     }
 

@@ -4,11 +4,7 @@
 //! through it fails. All reading goes through such a folder and never follows a link, except the
 //! kernel's own `exe`.
 
-use std::{
-    fs, io,
-    io::Read as _,
-    os::fd::{AsFd as _, OwnedFd},
-};
+use std::{fs, io, io::Read as _, os::fd::OwnedFd};
 
 use estoppel_evidence::ProcessRef;
 use rustix::{
@@ -165,15 +161,6 @@ impl Process {
     pub(crate) fn has_ended(&self) -> bool {
         self.stat().map_or(true, Stat::is_dead)
     }
-
-    /// Waits until the process has ended; `false` when it had not within that time.
-    pub(crate) fn await_end(&self, within: std::time::Duration) -> io::Result<bool> {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let within = Timespec::try_from(within).map_err(io::Error::other)?;
-        let pidfd = self.pidfd.as_fd();
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        Ok(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&within)))? > 0)
-    }
 }
 
 fn regular(fd: OwnedFd) -> io::Result<fs::File> {
@@ -204,9 +191,8 @@ mod tests {
         let process = Process::open(child.id()).unwrap();
         assert!(!process.has_ended());
         drop(child.stdin.take());
-        assert!(process.await_end(std::time::Duration::from_secs(10)).unwrap());
-        assert!(process.has_ended());
         child.wait().unwrap();
+        assert!(process.has_ended());
         assert!(process.stat().is_err());
         assert!(process.signal(Signal::KILL).is_ok());
         assert!(Process::open(0).is_err());

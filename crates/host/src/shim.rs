@@ -23,6 +23,9 @@ use std::{
     process::{Command, ExitCode},
 };
 
+use landlock::{
+    CompatLevel, Compatible as _, Ruleset, RulesetAttr as _, RulesetCreated, RulesetStatus, Scope,
+};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -42,9 +45,11 @@ const NOT_FOUND: u8 = 127;
 
 /// Prepares the confinement and becomes the command. Returns only when that failed.
 ///
-/// `command` are the arguments behind [`SUBCOMMAND`]. To be called early in `main`, before any
-/// thread is started: namespaces and rights belong to threads.
+/// `command` are the arguments behind [`SUBCOMMAND`]. To be called first thing in `main`: namespaces
+/// and rights belong to threads, of which there must be one, and every file but standard input,
+/// output and error is closed.
 pub fn main(command: impl IntoIterator<Item = OsString>) -> ExitCode {
+    close_inherited();
     let Ok(supervisor) = io::stdin().as_fd().try_clone_to_owned() else {
         return ExitCode::from(NOT_STARTED);
     };
@@ -55,6 +60,20 @@ pub fn main(command: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Without a supervisor there is nobody to tell.
     let _ = wire::send(&supervisor, &failed, None);
     ExitCode::from(failure.code)
+}
+
+/// Closes what whoever started the supervisor left open: a door of theirs is no agent's.
+fn close_inherited() {
+    let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
+    let open: Vec<i32> = open
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
+        .filter(|fd| *fd > 2)
+        .collect();
+    for fd in open {
+        // The folder's own is among them, and closed already.
+        let _ = nix::unistd::close(fd);
+    }
 }
 
 /// Why the shim ends.
@@ -89,7 +108,14 @@ fn prepare(supervisor: &OwnedFd) -> Result<(Setup, Go), Failure> {
         }
     });
     let hidden = hide(&setup.hide, &mut problems);
-    let ready = FromShim::Ready { hidden, problems };
+    let scoped = match restrict_to_own_processes() {
+        Ok(()) => true,
+        Err(problem) => {
+            problems.push(problem);
+            false
+        }
+    };
+    let ready = FromShim::Ready { hidden, scoped, problems };
     wire::send(supervisor, &ready, listener.as_ref().map(AsFd::as_fd))
         .map_err(Failure::at("telling the supervisor"))?;
     let (go, _) = wire::receive::<Go>(supervisor)
@@ -144,6 +170,23 @@ fn cover(path: &Path) -> nix::Result<()> {
         return mount(Some("none"), path, Some("tmpfs"), inert, Some("mode=0,size=4k"));
     }
     mount(Some("/dev/null"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+}
+
+/// Lets it signal, trace and (by abstract sockets) talk to nobody but its own descendants.
+///
+/// Other programs may run under the same uid, other agents above all: one that traces a process
+/// outside is outside itself. Needs Landlock of Linux 6.12 (ABI 6).
+fn restrict_to_own_processes() -> Result<(), String> {
+    let restricted = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .scope(Scope::Signal | Scope::AbstractUnixSocket)
+        .and_then(Ruleset::create)
+        .and_then(RulesetCreated::restrict_self);
+    match restricted {
+        Ok(status) if status.ruleset == RulesetStatus::FullyEnforced => Ok(()),
+        Ok(_) => Err("Landlock is not enforced".to_owned()),
+        Err(error) => Err(format!("no Landlock scopes: {error}")),
+    }
 }
 
 /// Drops what the agent must not have and becomes it.

@@ -4,6 +4,7 @@
 //! of which events came but of what the orders say now ([`Supervisor::reconcile`]), so that events
 //! may come late, twice or not at all. Nothing is thawed or killed in the middle of a capture.
 
+mod actions;
 mod captures;
 
 use std::{
@@ -16,10 +17,9 @@ use std::{
 
 use estoppel_link::{
     LinkEvent,
-    frame::{Action, ActionResult, Outcome, Settlement, Verb},
+    frame::{Action, Outcome, Settlement},
 };
 use estoppel_model::{Actor, Clock, Order, OrderBody, OrderId, Subject};
-use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -99,6 +99,7 @@ pub async fn supervise<O: Orders>(
     let Wiring { orders, mut events, mut local, captured, clock } = wiring;
     let (nothing, ended) = tokio::sync::oneshot::channel();
     drop(nothing);
+    let mut signals = agent.signals.take().map_or_else(Signals::new, Ok);
     let mut exiting = std::mem::replace(&mut agent.exit, ended);
     let mut supervisor = Supervisor {
         captures: Captures::new(Arc::clone(&agent.processes), captured, clock, &config),
@@ -114,7 +115,6 @@ pub async fn supervise<O: Orders>(
         deferred: VecDeque::new(),
     };
     let mut exit = None;
-    let mut signals = Signals::new();
     if signals.is_err() {
         stop.cancel();
     }
@@ -333,102 +333,6 @@ impl<O: Orders> Supervisor<O> {
         }
     }
 
-    async fn action(&mut self, action: Action) {
-        if let Some(outcome) = self.outcomes.get(&action.id) {
-            return self.orders.outcome(outcome.clone());
-        }
-        let waits = matches!(action.verb, Verb::Thaw | Verb::Kill)
-            && self.captures.are_running()
-            && self.frozen.is_some();
-        if self.captures.serve(action.id) || self.deferred.iter().any(|it| it.id == action.id) {
-            return;
-        }
-        if waits && self.deferred.len() < DEFERRED_MAX {
-            return self.deferred.push_back(action);
-        }
-        let (result, observed, detail) = if is_of(&action.subject, &self.config.subject) {
-            match self.act(&action).await {
-                Some(outcome) => outcome,
-                // The capture answers when it is done.
-                None => return,
-            }
-        } else {
-            let own = format!("this agent is {}", self.config.subject);
-            (ActionResult::NoSuchSubject, own, Value::Null)
-        };
-        self.answer(Outcome { action: action.id, result, observed, detail });
-    }
-
-    fn answer(&mut self, outcome: Outcome) {
-        if self.outcomes.len() == REMEMBERED_MAX {
-            // Ids are in order of time: the first is the oldest.
-            self.outcomes.pop_first();
-        }
-        self.outcomes.insert(outcome.action, outcome.clone());
-        self.orders.outcome(outcome);
-    }
-
-    async fn act(&mut self, action: &Action) -> Option<(ActionResult, String, Value)> {
-        let done = |observed: String| Some((ActionResult::Done, observed, Value::Null));
-        let failed = |observed: String| Some((ActionResult::Failed, observed, Value::Null));
-        let observes = self.config.mode == Mode::Observe;
-        match action.verb {
-            Verb::Observe => {
-                let count = match self.agent.processes.count() {
-                    Ok(count) => count,
-                    Err(error) => return failed(format!("its processes cannot be seen: {error}")),
-                };
-                let reason = self.reason_to_hold();
-                let state = if self.frozen.is_some() { "frozen" } else { "running" };
-                let detail = json!({ "processes": count, "state": state, "held_by": reason });
-                Some((ActionResult::Done, format!("{count} processes {state}"), detail))
-            }
-            Verb::Freeze | Verb::Kill if observes => {
-                failed("the host only observes: nothing was done".to_owned())
-            }
-            Verb::Freeze => {
-                // Under a halt it is the halt that holds; a release of it is enough then.
-                self.asked |= self.orders.check(&self.config.subject).is_ok();
-                let not_stopped = self.freeze().await;
-                let count = self.frozen.map_or(0, |report| report.processes);
-                if not_stopped.is_empty() {
-                    done(format!("{count} processes frozen"))
-                } else {
-                    Some((ActionResult::Indeterminate, not_stopped.join("; "), Value::Null))
-                }
-            }
-            Verb::Thaw => {
-                if let Err(refusal) = self.orders.check(&self.config.subject) {
-                    return failed(format!("not thawed: {refusal}"));
-                }
-                self.asked = false;
-                match self.frozen {
-                    None => done("it was not frozen".to_owned()),
-                    Some(report) => match self.thaw().await {
-                        Ok(()) => done(format!("{} processes go on", report.processes)),
-                        Err(error) => failed(error.to_string()),
-                    },
-                }
-            }
-            Verb::Kill => {
-                let count = self.agent.processes.count().unwrap_or_default();
-                let killed =
-                    blocking(&self.agent.processes, |processes| processes.kill(KILL_WITHIN)).await;
-                match killed {
-                    Ok(()) => done(format!("{count} processes killed")),
-                    Err(error) => failed(format!("some are left: {error}")),
-                }
-            }
-            Verb::Capture => {
-                let state = self.state();
-                match self.captures.of_action(action, state, &self.containment) {
-                    Ok(()) => None,
-                    Err(why) => failed(why),
-                }
-            }
-        }
-    }
-
     /// A capture came to its end: answer for it, then do what waited for it.
     async fn captured(&mut self, done: captures::Done) {
         for action in done.actions {
@@ -481,12 +385,6 @@ impl<O: Orders> Supervisor<O> {
             agent::take_terminal_back();
         }
     }
-}
-
-/// Whether an action for `wanted` means the agent `own`: whatever it names, we are.
-fn is_of(wanted: &Subject, own: &Subject) -> bool {
-    let mut named = wanted.ids().peekable();
-    named.peek().is_some() && named.all(|(kind, id)| own.id(kind) == Some(id))
 }
 
 /// Does what waits for the kernel beside the runtime's own threads.

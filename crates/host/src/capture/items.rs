@@ -116,6 +116,11 @@ impl<'a> Items<'a> {
         }
         for process in &processes {
             self.exe(process);
+            if process.has_ended() {
+                // Of a process that has ended the kernel gives some files, and empty ones.
+                let why = "it ended while it was read: items may be empty".to_owned();
+                self.gaps.push(Gap { what: process.pid().to_string(), why });
+            }
         }
     }
 

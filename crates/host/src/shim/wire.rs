@@ -37,6 +37,8 @@ pub(crate) enum FromShim {
     Ready {
         /// The paths that are covered.
         hidden: Vec<PathBuf>,
+        /// Whether it can signal and trace its own descendants alone.
+        scoped: bool,
         /// What could not be done.
         problems: Vec<String>,
     },
