@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write,
+    os::unix::fs::DirBuilderExt,
     path::Path,
 };
 
@@ -20,12 +21,16 @@ pub(crate) fn replace(path: &Path, content: &[&[u8]]) -> Result<(), LedgerError>
     path.parent().map_or(Ok(()), sync_dir)
 }
 
-/// Creates a folder, and its name durably with it.
+/// Creates a folder for its owner alone, and its name durably with it.
 pub(crate) fn create_dir(dir: &Path) -> Result<(), LedgerError> {
     if dir.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(dir).map_err(LedgerError::file("create", dir))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(LedgerError::file("create", dir))?;
     match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
         _ => Ok(()),

@@ -23,7 +23,7 @@ use crate::{
     error::{BODY_BYTES_MAX, KEY_BYTES_MAX, KIND_BYTES_MAX},
     files,
     merkle::{self, Frontier},
-    store::{self, MoveLog, Store, TILE_LEVELS},
+    store::{self, Store, TILE_LEVELS},
     writer::{Job, Shared, Writer},
 };
 
@@ -387,15 +387,10 @@ fn recover(
 /// Syncs what SQLite recovered from its log. After a killed process the log's newest commits may be
 /// in the page cache only: they must not be shown as durable before they are.
 fn make_durable(store: &Store) -> Result<(), LedgerError> {
-    match store.move_log(MoveLog::Emptied) {
+    match store.move_log() {
         Ok(true) => Ok(()),
-        Ok(false) => Err(LedgerError::Database {
-            action: "take up the write-ahead log: another tool is reading the ledger",
-            source: Arc::new(rusqlite::Error::SqliteFailure(
-                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY),
-                None,
-            )),
-        }),
+        // Somebody reads an older state, such as a verification: the log stays, and is synced.
+        Ok(false) => store.commit_nothing(),
         // SQLite syncs the log before it moves anything. There may be no room to move it to, but
         // a full disk must not keep the ledger from starting.
         Err(LedgerError::DiskFull) => {

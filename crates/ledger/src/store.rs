@@ -248,19 +248,23 @@ impl Store {
         Ok(records)
     }
 
-    /// Moves what the write-ahead log holds into the database, and syncs both. Returns whether all
-    /// of it could be moved: a reader may hold some back. `Emptied` waits for readers.
-    pub(crate) fn move_log(&self, how: MoveLog) -> Result<bool, LedgerError> {
-        let sql = match how {
-            MoveLog::WhatCanBe => "PRAGMA wal_checkpoint(PASSIVE)",
-            MoveLog::Emptied => "PRAGMA wal_checkpoint(TRUNCATE)",
-        };
+    /// Syncs the write-ahead log, moves what it holds into the database, and syncs that. Returns
+    /// whether all of it was moved: a reader may hold some back, and is not waited for.
+    pub(crate) fn move_log(&self) -> Result<bool, LedgerError> {
         let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
         let (busy, frames, moved): (i64, i64, i64) = self
             .connection
-            .query_row(sql, [], read)
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], read)
             .map_err(LedgerError::database("move the write-ahead log into the database"))?;
         Ok(busy == 0 && frames == moved)
+    }
+
+    /// Commits nothing new: the fsync makes durable what the write-ahead log held before.
+    pub(crate) fn commit_nothing(&self) -> Result<(), LedgerError> {
+        // Setting the format always writes its page; an UPDATE to the same value might not.
+        self.connection
+            .pragma_update(None, "user_version", FORMAT)
+            .map_err(LedgerError::database("sync the write-ahead log"))
     }
 
     /// Leaves the write-ahead log as it is when the connection closes.
@@ -270,15 +274,6 @@ impl Store {
             tracing::warn!(%error, "cannot keep SQLite from touching the write-ahead log on close");
         }
     }
-}
-
-/// How far [`Store::move_log`] goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MoveLog {
-    /// Whatever no reader needs any more; waits for nobody.
-    WhatCanBe,
-    /// All of it, and the log's file is then empty.
-    Emptied,
 }
 
 /// A transaction that writes.
@@ -410,4 +405,30 @@ pub(crate) fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
 
 fn open_error(source: rusqlite::Error) -> LedgerError {
     LedgerError::database("open the ledger's database")(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_any_name_opens_without_a_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("a b?c=%41#\u{fc}&mode=rwc");
+        std::fs::create_dir(&dir).unwrap();
+        let signer = ed25519_dalek::SigningKey::from_bytes(&[1; 32]);
+        drop(crate::Ledger::open(&dir, signer, crate::Options::default()).unwrap());
+        let names = || {
+            let mut names: Vec<_> =
+                std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let before = names();
+        let store = Store::open_immutable(&dir).unwrap();
+        assert_eq!(store.next_seq().unwrap(), 0);
+        assert_eq!(store.format().unwrap(), (APPLICATION_ID, FORMAT));
+        assert!(store.connection().execute("DELETE FROM checkpoint", []).is_err());
+        assert_eq!(names(), before);
+    }
 }

@@ -19,11 +19,7 @@ use ed25519_dalek::SigningKey;
 use estoppel_model::NewRecord;
 use tokio::sync::{oneshot, watch};
 
-use crate::{
-    Appended, Checkpoint, Head, LedgerError, files, leaf,
-    merkle::Frontier,
-    store::{MoveLog, Store},
-};
+use crate::{Appended, Checkpoint, Head, LedgerError, files, leaf, merkle::Frontier, store::Store};
 
 /// Most records of one group: bounds how long the first of them waits for the last.
 const GROUP_RECORDS_MAX: usize = 1_024;
@@ -205,7 +201,7 @@ impl Writer {
             return;
         }
         (self.log_commits, self.log_bytes) = (0, 0);
-        match self.store.move_log(MoveLog::WhatCanBe) {
+        match self.store.move_log() {
             Ok(_) => {}
             Err(error) if error.poisons() => self.shared.poison(&error),
             // What is acknowledged is in the log: it only stays longer than it should.
@@ -235,7 +231,7 @@ impl Writer {
         if self.export_due.is_some() {
             self.export();
         }
-        if let Err(error) = self.store.move_log(MoveLog::Emptied) {
+        if let Err(error) = self.store.move_log() {
             self.store.keep_log_on_close();
             tracing::warn!(error = %crate::chain(&error), "the ledger's log stays for the next start");
         }

@@ -7,7 +7,7 @@ use estoppel_ledger::{Ledger, Options, Pending, verify};
 use estoppel_testkit::disk::{FaultyDisk, SqliteVfs};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::support::{key, open, record};
+use crate::support::{key, open, record, scratch};
 
 const CRASHES: u64 = 200;
 
@@ -54,7 +54,7 @@ fn work(swallow_syncs: bool) -> Recorded {
 
 /// The first thing that is lost or wrong after a crash; `None` where all is well.
 fn loss(recorded: &Recorded, seed: u64) -> Option<String> {
-    let crashed = tempfile::tempdir().unwrap();
+    let crashed = scratch();
     let at = StdRng::seed_from_u64(seed).random_range(0..=recorded.disk.operations());
     let marks = recorded.disk.crash(at, seed, crashed.path()).unwrap();
     let promised = marks.into_iter().max().unwrap_or(0);
@@ -94,6 +94,6 @@ fn nothing_acknowledged_is_missing_after_200_power_cuts() {
 #[test]
 fn the_planted_bug_fsync_removed_is_found() {
     let recorded = work(true);
-    let found = (0..50).filter(|seed| loss(&recorded, *seed).is_some()).count();
-    assert!(found > 25, "only {found} of 50 power cuts lost something");
+    let found = (0..20).filter(|seed| loss(&recorded, *seed).is_some()).count();
+    assert!(found > 10, "only {found} of 20 power cuts lost something");
 }

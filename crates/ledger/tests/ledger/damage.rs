@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::Path,
     sync::{Arc, LazyLock},
 };
@@ -13,7 +14,7 @@ use estoppel_ledger::{
 use proptest::prelude::*;
 use rusqlite::{Connection, types::Value};
 
-use crate::support::{closed, content, copy, fill, open, record, tool};
+use crate::support::{closed, content, copy, fill, open, record, scratch, tool};
 
 /// A ledger with two full tiles and a part of a third, and its last checkpoint.
 static LEDGER: LazyLock<(tempfile::TempDir, Arc<Checkpoint>)> = LazyLock::new(|| {
@@ -269,6 +270,21 @@ fn what_is_no_ledger_is_an_error_and_not_damage() {
     assert!(matches!(found[..], [Damage::Database { .. }]), "{found:?}");
 }
 
+/// Read-only media: SQLite cannot have the files that it wants beside a database.
+#[test]
+fn a_copy_in_a_folder_that_cannot_be_written_verifies() {
+    let dir = copy(LEDGER.0.path());
+    // Root may write anywhere, but not through a link to nowhere.
+    symlink("/nowhere/shm", dir.path().join("ledger.db-shm")).unwrap();
+    let report = verify(dir.path(), Some(&LEDGER.1)).unwrap();
+    assert!(report.is_intact(), "{:?}", report.damages);
+    assert_eq!(report.records, 600);
+    // With a log that must be read, too, it cannot be done, and is not taken for damage.
+    fs::write(dir.path().join("ledger.db-wal"), "log").unwrap();
+    let error = verify(dir.path(), None).unwrap_err();
+    assert!(matches!(error, LedgerError::Database { .. }), "{error}");
+}
+
 /// A damaged file has its content, or verification finds it. Some bytes are nobody's.
 fn check_raw(dir: &Path, before: &[Vec<Value>], what: &str) -> bool {
     let report = match verify(dir, None) {
@@ -291,7 +307,7 @@ fn a_flipped_bit_anywhere_in_the_file_is_found_or_harmless() {
     let mut found = 0;
     let flips = (0..bytes.len()).step_by(7);
     for (at, bit) in flips.zip((0..8).cycle()) {
-        let flipped = tempfile::tempdir().unwrap();
+        let flipped = scratch();
         let mut changed = bytes.clone();
         changed[at] ^= 1 << bit;
         fs::write(flipped.path().join("ledger.db"), &changed).unwrap();
@@ -496,7 +512,7 @@ proptest! {
 
     #[test]
     fn every_truncation_behind_a_given_checkpoint_is_found(kept in 0..RECORDS, signed in 1..RECORDS) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let given = checkpoint_at(signed);
         let (template, _) = &*GROWN;
         fs::copy(template.path().join(format!("{kept}.db")), dir.path().join("ledger.db")).unwrap();
@@ -512,7 +528,7 @@ proptest! {
 
 /// One history, as its owner could cut it anywhere: the database after each record.
 static GROWN: LazyLock<(tempfile::TempDir, Vec<Arc<Checkpoint>>)> = LazyLock::new(|| {
-    let (live, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (live, kept) = (scratch(), scratch());
     let mut checkpoints = Vec::new();
     for size in 0..RECORDS {
         let ledger = open(live.path()).unwrap();

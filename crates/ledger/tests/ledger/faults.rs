@@ -6,7 +6,7 @@ use estoppel_ledger::{Appended, Ledger, LedgerError, Options, verify};
 use estoppel_model::NewRecord;
 use estoppel_testkit::disk::{FaultyDisk, SqliteVfs};
 
-use crate::support::{fill, key, open, record};
+use crate::support::{fill, key, open, record, scratch, tool};
 
 struct Bench {
     live: tempfile::TempDir,
@@ -28,7 +28,7 @@ impl Bench {
 
     /// After a power cut now: how many records a fresh start finds.
     fn after_power_cut(&self, seed: u64) -> u64 {
-        let crashed = tempfile::tempdir().unwrap();
+        let crashed = scratch();
         self.disk.crash(self.disk.operations(), seed, crashed.path()).unwrap();
         let size = open(crashed.path()).unwrap().head().size;
         assert!(verify(crashed.path(), None).unwrap().is_intact());
@@ -184,4 +184,29 @@ fn what_a_restart_shows_survives_a_power_cut() {
             assert_eq!(bench.after_power_cut(seed), records, "seed {seed}");
         }
     }
+}
+
+/// The same with somebody who reads meanwhile, so that SQLite cannot move its log.
+#[test]
+fn a_reader_neither_delays_a_restart_nor_weakens_it() {
+    let bench = Bench::new();
+    let ledger = bench.open().unwrap();
+    fill(&ledger, 0, 1);
+    let reader = tool(bench.live.path());
+    reader.execute_batch("BEGIN").unwrap();
+    let count = || reader.query_row("SELECT count(*) FROM record", [], |row| row.get::<_, i64>(0));
+    assert_eq!(count(), Ok(1));
+    bench.disk.swallow_syncs(true);
+    fill(&ledger, 1, 8);
+    bench.disk.kill();
+    bench.disk.swallow_syncs(false);
+    drop(ledger);
+
+    let ledger = bench.open().unwrap();
+    assert_eq!(count(), Ok(1), "the reader's state is an old one");
+    assert_eq!(ledger.head().size, 8);
+    for seed in 0..20 {
+        assert_eq!(bench.after_power_cut(seed), 8, "seed {seed}");
+    }
+    fill(&ledger, 8, 12);
 }
