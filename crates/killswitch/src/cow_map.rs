@@ -3,12 +3,15 @@
 //!
 //! Two fixed levels of 64 slots, then a bucket sorted by hash: a look-up is two loads and a short
 //! search, a change copies two arrays of pointers and one bucket. It is made for up to about a
-//! million keys. Hashing is keyed at random: keys are names that agents choose.
+//! million keys. The hash is fast and seeded at random, which is enough: agents choose what is
+//! looked up, while what is here was ordered, at a bounded rate where it is ordered by itself.
 
 use std::{
-    hash::{BuildHasher, Hash, RandomState},
+    hash::{BuildHasher as _, Hash},
     sync::Arc,
 };
+
+use foldhash::quality::RandomState;
 
 const SLOTS: usize = 64;
 
@@ -33,7 +36,7 @@ impl<K, V> Default for CowMap<K, V> {
         let bucket = Arc::new(Vec::new());
         let slots = Arc::new(std::array::from_fn(|_| Arc::clone(&bucket)));
         let root = Arc::new(std::array::from_fn(|_| Arc::clone(&slots)));
-        Self { root, hasher: RandomState::new(), len: 0 }
+        Self { root, hasher: RandomState::default(), len: 0 }
     }
 }
 

@@ -9,21 +9,19 @@
 //! refuses its scope.
 
 mod confirmations;
+mod io;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use estoppel_model::{
-    Boottime, EnforcerId, EntityId, Order, OrderBody, OrderId, SignedOrder, Subject,
-};
-
-use serde::{Deserialize, Serialize};
+use estoppel_model::{Boottime, EntityId, Order, OrderBody, OrderId, SignedOrder};
 
 use self::confirmations::Confirmations;
+pub use self::io::{Effect, Input, Keep, Kept, Profile};
 use crate::{
     Audience, Insert, Lease, Now, OrderSet, Signatures, Verdicts,
     frame::{
-        self, Action, EnforcerKind, Hello, IDS_PER_FRAME_MAX, Outcome, PROTOCOL, Settlement,
-        ToEnforcer, ToServer, Welcome,
+        self, Hello, IDS_PER_FRAME_MAX, Outcome, PROTOCOL, Settlement, ToEnforcer, ToServer,
+        Welcome,
     },
 };
 
@@ -33,110 +31,6 @@ const OUTCOMES_MAX: usize = 64;
 const PING_MIN: Duration = Duration::from_millis(20);
 /// How long a server may be silent before its first answer.
 const GREETING_MAX: Duration = Duration::from_secs(5);
-
-/// Who an enforcer is.
-#[derive(Debug, Clone)]
-pub struct Profile {
-    /// Made at its start, kept over reconnects.
-    pub id: EnforcerId,
-    /// Which enforcement point.
-    pub kind: EnforcerKind,
-    /// A name for people.
-    pub name: String,
-    /// The subjects that it enforces, where it knows them beforehand.
-    pub subjects: Vec<Subject>,
-    /// Its own public key, lower-case hex.
-    pub key: String,
-    /// What limits what it can do, in words.
-    pub gaps: Vec<String>,
-}
-
-/// What an enforcer keeps over a restart. It can only add halts.
-#[derive(Debug, Clone, Default)]
-pub struct Kept {
-    /// The server's key that it saw first.
-    pub server_key: Option<String>,
-    /// The tenant that its token is bound to.
-    pub tenant: Option<EntityId>,
-    /// The last checkpoint that it saw.
-    pub checkpoint: Option<String>,
-    /// Its orders.
-    pub orders: Vec<SignedOrder>,
-}
-
-/// What happened.
-#[derive(Debug, Clone)]
-pub enum Input {
-    /// A connection to a server stands.
-    Connected,
-    /// It is gone.
-    Disconnected,
-    /// A frame came.
-    Frame(ToEnforcer),
-    /// Time passed; due at [`Enforcer::next_tick`].
-    Tick,
-    /// Work in flight that an order reaches has ended here.
-    Settled {
-        /// The order.
-        order: OrderId,
-        /// What settling came to.
-        settlement: Settlement,
-    },
-    /// An action came to this.
-    Outcome(Outcome),
-    /// A halt was given on this host, signed with the enforcer's own key.
-    Local(SignedOrder),
-}
-
-/// What to do about it, in order.
-#[derive(Debug, Clone)]
-pub enum Effect {
-    /// Let the enforcement code see [`Enforcer::verdicts`] and [`Enforcer::lease_until`] as they are now.
-    Publish,
-    /// Send a frame on the connection.
-    Send(ToServer),
-    /// An order came into force: cut what it reaches.
-    Ordered(Arc<Order>),
-    /// These orders ended.
-    Released {
-        /// Those that were in force until now.
-        orders: Vec<OrderId>,
-    },
-    /// Do this once.
-    Act(Box<Action>),
-    /// The lease is over.
-    LeaseLost,
-    /// A lease holds again, or for the first time.
-    LeaseRegained,
-    /// The orders are in step with the server's.
-    InSync,
-    /// Keep this over a restart.
-    Keep(Keep),
-    /// End the connection.
-    Disconnect {
-        /// Why, for people.
-        reason: String,
-    },
-    /// What came was not taken; it changed nothing.
-    Rejected {
-        /// Why, for people.
-        reason: String,
-    },
-}
-
-/// One thing to keep over a restart.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Keep {
-    /// The server's key.
-    ServerKey(String),
-    /// The tenant that the token is bound to; it replaces the one before.
-    Tenant(Option<EntityId>),
-    /// The last checkpoint; it replaces the one before.
-    Checkpoint(String),
-    /// An order.
-    Order(SignedOrder),
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {

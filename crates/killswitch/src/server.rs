@@ -13,7 +13,9 @@
 //! the other enforcers obey them: never a release. So a hostile enforcer can stop what it may stop
 //! anyway, and start nothing.
 
+mod greeting;
 mod hand_back;
+mod io;
 mod progress;
 mod release;
 
@@ -24,26 +26,20 @@ use std::{
 };
 
 use estoppel_model::{
-    Actor, Boottime, EnforcerId, EntityId, Order, OrderBody, OrderError, OrderId, ScopeSet,
-    SignedOrder, Subject,
+    Actor, Boottime, EnforcerId, Order, OrderBody, OrderId, ScopeSet, SignedOrder, Subject,
 };
 
 use self::progress::Board;
 pub use self::{
     hand_back::{HANDED_BACK_MAX, LOCAL_ACTOR_PREFIX},
+    io::{ConnectionId, Effect, Identity, Input, SubmitError, Submitted},
     progress::{EnforcerProgress, HaltProgress, Reached},
     release::{RELEASED_MAX, ReleaseError, ReleasePlan},
 };
 use crate::{
     Audience, Digest, Insert, Now, OrderSet, Signer, Verdicts,
-    frame::{
-        self, Action, Confirmation, EnforcerKind, Hello, ORDER_BYTES_MAX, Outcome, PROTOCOL,
-        ToEnforcer, ToServer, Welcome,
-    },
+    frame::{Action, EnforcerKind, ORDER_BYTES_MAX, ToEnforcer, ToServer},
 };
-
-/// Longest name of an enforcer, in bytes.
-const NAME_BYTES_MAX: usize = 256;
 
 /// How a switch behaves.
 #[derive(Debug, Clone, Copy)]
@@ -59,152 +55,6 @@ impl Default for SwitchConfig {
     fn default() -> Self {
         Self { lease: Duration::from_secs(15), ping: Duration::from_secs(3) }
     }
-}
-
-/// Names a connection; made by whoever accepts it, never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnectionId(pub u64);
-
-/// Who is at the other end of a connection, from its token.
-#[derive(Debug, Clone)]
-pub struct Identity {
-    /// The token's name.
-    pub actor: Actor,
-    /// The tenant that the token is bound to.
-    pub tenant: Option<EntityId>,
-    /// The scopes for which it may hand back halts that were given on its host; `None`: all.
-    pub scopes: Option<ScopeSet>,
-}
-
-/// What happened.
-#[derive(Debug, Clone)]
-pub enum Input {
-    /// A connection stands and its token was checked.
-    Connected {
-        /// The connection.
-        connection: ConnectionId,
-        /// Whose it is.
-        identity: Box<Identity>,
-    },
-    /// A connection is gone.
-    Disconnected {
-        /// The connection.
-        connection: ConnectionId,
-    },
-    /// A frame came.
-    Frame {
-        /// On which connection.
-        connection: ConnectionId,
-        /// The frame.
-        frame: ToServer,
-    },
-    /// Time passed; about once a second.
-    Tick,
-}
-
-/// What to do about it, in order.
-#[derive(Debug, Clone)]
-pub enum Effect {
-    /// Send one frame to many connections of one audience; it is to be serialised once.
-    Broadcast {
-        /// To whom.
-        connections: Vec<ConnectionId>,
-        /// What.
-        frame: ToEnforcer,
-    },
-    /// Send a frame. A connection that cannot take it is to be closed: a frame that is left out
-    /// would break the lease's promise.
-    Send {
-        /// To whom.
-        connection: ConnectionId,
-        /// What.
-        frame: ToEnforcer,
-    },
-    /// Write an order to the spool and then the ledger.
-    Persist(SignedOrder),
-    /// End a connection after what was sent before.
-    Close {
-        /// Which.
-        connection: ConnectionId,
-        /// Why, for the log.
-        reason: String,
-    },
-    /// An enforcer said hello.
-    Joined {
-        /// Who.
-        enforcer: EnforcerId,
-        /// The last ledger checkpoint that it saw: to be compared with the ledger.
-        checkpoint: Option<String>,
-    },
-    /// An enforcer's lease is over without a new one.
-    LeaseOver {
-        /// Whose.
-        enforcer: EnforcerId,
-    },
-    /// An enforcer's word on an order: see [`Switch::progress`].
-    Confirmed {
-        /// Who.
-        enforcer: EnforcerId,
-        /// What it said.
-        confirmation: Box<Confirmation>,
-    },
-    /// What an action came to.
-    Outcome {
-        /// Who did it.
-        enforcer: EnforcerId,
-        /// What it said.
-        outcome: Box<Outcome>,
-    },
-    /// An order that this server lacked came from an enforcer, and is in force.
-    HandedBack {
-        /// From whom.
-        enforcer: EnforcerId,
-        /// The order.
-        order: Arc<Order>,
-    },
-    /// What an enforcer sent was not taken; it changed nothing.
-    Rejected {
-        /// On which connection.
-        connection: ConnectionId,
-        /// Why, for the log.
-        reason: String,
-    },
-}
-
-/// What giving an order did.
-#[derive(Debug, Clone)]
-pub enum Submitted {
-    /// It is in force and on its way.
-    New {
-        /// The order.
-        order: Arc<Order>,
-        /// The enforcers that must confirm: all that receive it and whose lease is alive.
-        expected: usize,
-        /// The orders that it ended.
-        ended: Vec<OrderId>,
-    },
-    /// The same order was given before.
-    Known(Arc<Order>),
-}
-
-/// Why an order is not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum SubmitError {
-    /// The text is no order.
-    #[error(transparent)]
-    Order(#[from] OrderError),
-    /// An order has a longest text.
-    #[error("the order has {bytes} bytes: at most {ORDER_BYTES_MAX}; give several")]
-    TooLarge {
-        /// How many.
-        bytes: usize,
-    },
-    /// Another order has this id.
-    #[error("order {} is known with another text: take a new id", .0.id)]
-    Conflict(Arc<Order>),
-    /// A release is given only by [`Switch::submit_recorded`].
-    #[error("a release needs the ledger first")]
-    ReleaseNeedsLedger,
 }
 
 /// An enforcer that is connected, or whose lease is not over.
@@ -517,101 +367,6 @@ impl Switch {
         }
     }
 
-    fn hello(&mut self, id: ConnectionId, hello: Hello, effects: &mut Vec<Effect>) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let known = self.enforcers.get(&hello.enforcer);
-        if let Err(reason) = acceptable(&hello, &connection.identity, known) {
-            close(id, &reason, effects);
-            return;
-        }
-        let before = known.and_then(|state| state.connection);
-        let lease_until = known.and_then(|state| state.lease_until);
-        let audience = connection.audience.clone();
-        connection.phase = Phase::Syncing(hello.enforcer);
-        let state = EnforcerState {
-            id: hello.enforcer,
-            actor: connection.identity.actor.clone(),
-            audience: audience.clone(),
-            kind: hello.kind,
-            name: hello.name,
-            subjects: hello.subjects,
-            gaps: hello.gaps,
-            key: hello.key,
-            connection: Some(id),
-            lease_until,
-        };
-        let tenant = connection.identity.tenant.clone();
-        if let Some(before) = before {
-            self.disconnected(before);
-            effects.push(Effect::Close { connection: before, reason: "it came back".to_owned() });
-        }
-        self.enforcers.insert(hello.enforcer, state);
-        let orders = &self.orders;
-        let group = self.groups.entry(audience).or_insert_with_key(|audience| Group {
-            digest: orders.digest(audience),
-            connections: BTreeSet::new(),
-        });
-        group.connections.insert(id);
-        let equal = group.digest.summary() == hello.set;
-        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let welcome = Welcome {
-            protocol: PROTOCOL,
-            key: self.signer.key().to_owned(),
-            tenant,
-            lease_ms: millis(self.config.lease),
-            ping_ms: millis(self.config.ping),
-            buckets: (!equal).then(|| group.digest.buckets()),
-            checkpoint: self.checkpoint.clone(),
-        };
-        let frame = ToEnforcer::Welcome(Box::new(welcome));
-        effects.push(Effect::Send { connection: id, frame });
-        effects.push(Effect::Joined { enforcer: hello.enforcer, checkpoint: hello.checkpoint });
-        if equal {
-            self.in_sync(id, effects);
-        }
-    }
-
-    /// Sends what the enforcer lacks in the buckets that it listed, and asks for what this side
-    /// lacks.
-    fn reconcile(
-        &self,
-        id: ConnectionId,
-        theirs: &BTreeMap<u8, Vec<OrderId>>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(connection) = self.connections.get(&id) else { return };
-        let (mut lacking, mut wanted) = (Vec::new(), Vec::new());
-        for (bucket, theirs) in theirs {
-            let own = self.orders.ids_in(*bucket, &connection.audience);
-            let theirs: BTreeSet<OrderId> = theirs.iter().copied().collect();
-            lacking.extend(own.into_iter().filter(|order| !theirs.contains(order)));
-            // What this side knows and the audience may not see is not asked for: asking would tell.
-            wanted.extend(theirs.into_iter().filter(|order| self.orders.order(*order).is_none()));
-        }
-        // In the order in which they were given, so that a release does not come long before what
-        // it ends.
-        lacking.sort_unstable();
-        let lacking = lacking.iter().filter_map(|order| self.orders.signed(*order).cloned());
-        let batches = frame::batches(lacking).into_iter();
-        effects.extend(
-            batches.map(|orders| Effect::Send {
-                connection: id,
-                frame: ToEnforcer::Orders { orders },
-            }),
-        );
-        if !wanted.is_empty() {
-            let frame = ToEnforcer::Want { orders: wanted };
-            effects.push(Effect::Send { connection: id, frame });
-        }
-    }
-
-    fn in_sync(&mut self, id: ConnectionId, effects: &mut Vec<Effect>) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let Some(enforcer) = connection.enforcer() else { return };
-        connection.phase = Phase::InSync(enforcer);
-        effects.push(Effect::Send { connection: id, frame: ToEnforcer::InSync });
-    }
-
     fn disconnected(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.remove(&id) else { return };
         if let Some(group) = self.groups.get_mut(&connection.audience) {
@@ -648,30 +403,6 @@ fn readable(signed: &SignedOrder) -> Result<Order, SubmitError> {
         return Err(SubmitError::TooLarge { bytes: signed.order.len() });
     }
     Ok(signed.parse()?)
-}
-
-/// Whether a hello can be accepted: `known` is the enforcer that uses the id.
-fn acceptable(
-    hello: &Hello,
-    identity: &Identity,
-    known: Option<&EnforcerState>,
-) -> Result<(), String> {
-    if hello.protocol != PROTOCOL {
-        let theirs = hello.protocol;
-        return Err(format!("protocol {theirs} is not {PROTOCOL}: update the older side"));
-    }
-    if hello.name.len() > NAME_BYTES_MAX {
-        let bytes = hello.name.len();
-        return Err(format!("the name has {bytes} bytes: at most {NAME_BYTES_MAX}"));
-    }
-    let is_hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
-    if hello.key.len() != 64 || !hello.key.bytes().all(is_hex) {
-        return Err("the key is not 64 lower-case hex digits".to_owned());
-    }
-    if known.is_some_and(|known| known.actor != identity.actor || known.key != hello.key) {
-        return Err(format!("enforcer id {} is another's", hello.enforcer));
-    }
-    Ok(())
 }
 
 fn close(connection: ConnectionId, reason: &str, effects: &mut Vec<Effect>) {
