@@ -69,8 +69,8 @@ impl Problem {
     /// The destination is not on the allowlist.
     pub(crate) fn unlisted(destination: String) -> Self {
         let detail = format!(
-            "{destination} is not on the allowlist; an operator can add it with \
-             `estoppel allowlist add {destination}`"
+            "{destination} is not on the allowlist; an operator sets the list with \
+             `estoppel allowlist set`"
         );
         let mut problem = Self::new(
             StatusCode::FORBIDDEN,
