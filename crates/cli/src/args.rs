@@ -130,6 +130,8 @@ Example:
     Doctor(DoctorArgs),
     /// Watch a hijacked agent being stopped, cut off, preserved and reported, on this machine
     Demo(DemoArgs),
+    /// Measure this build, and print JSON
+    Bench(BenchArgs),
     /// Print completions for a shell
     #[command(
         after_help = "Example:\n  estoppel completions bash > /etc/bash_completion.d/estoppel"
@@ -190,7 +192,7 @@ pub(crate) struct GatewayArgs {
     pub until_stdin_closes: bool,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct SubjectArgs {
     /// The session
     #[arg(long)]
@@ -491,4 +493,13 @@ pub(crate) struct DemoArgs {
     /// Folder to leave everything in (default: a new estoppel-demo-... here)
     #[arg(long, value_name = "DIR")]
     pub folder: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchArgs {
+    /// What to measure: check, halt, detect, ingest, leak (default: all)
+    pub what: Vec<String>,
+    /// Guards that connect for `halt`
+    #[arg(long, default_value_t = 1_000)]
+    pub guards: usize,
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use estoppel_connect::Pager;
 use estoppel_detect::EgressMode;
 use estoppel_eventlog::{Options, WorkerCommand};
-use estoppel_model::{Clock, SystemClock};
+use estoppel_model::{Clock, RecordKind, SystemClock};
 
 use crate::StartError;
 
@@ -53,9 +53,14 @@ pub struct ServerConfig {
     pub sql_time: Duration,
     /// Where pages go.
     pub pager: Option<Pager>,
+    /// Called after each record of this server is durable; how the crash tests choose their moment.
+    pub after_append: Option<AfterAppend>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
 }
+
+/// Learns the kind of each record that has become durable.
+pub type AfterAppend = Arc<dyn Fn(&RecordKind) + Send + Sync>;
 
 impl std::fmt::Debug for ServerConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -81,6 +86,7 @@ impl ServerConfig {
             sql_memory_bytes: 1 << 30,
             sql_time: Duration::from_secs(30),
             pager: None,
+            after_append: None,
             clock: Arc::new(SystemClock),
         }
     }

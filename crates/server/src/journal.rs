@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::AfterAppend;
+
 /// Records that are folded under one lock.
 const BATCH: usize = 512;
 
@@ -96,6 +98,7 @@ struct Inner {
     failed: OnceLock<String>,
     state: RwLock<State>,
     applied: watch::Sender<u64>,
+    after_append: Option<AfterAppend>,
 }
 
 impl std::fmt::Debug for Journal {
@@ -106,12 +109,13 @@ impl std::fmt::Debug for Journal {
 
 impl Journal {
     /// A journal that is not open yet.
-    pub(crate) fn closed() -> Self {
+    pub(crate) fn closed(after_append: Option<AfterAppend>) -> Self {
         Self(Arc::new(Inner {
             ledger: OnceLock::new(),
             failed: OnceLock::new(),
             state: RwLock::new(State::default()),
             applied: watch::Sender::new(0),
+            after_append,
         }))
     }
 
@@ -180,7 +184,12 @@ impl Journal {
 
     /// Appends a record; resolves when it is durable.
     pub(crate) async fn append(&self, record: NewRecord) -> Result<Appended, JournalError> {
-        Ok(self.ledger()?.append(record).await?)
+        let kind = record.kind.clone();
+        let appended = self.ledger()?.append(record).await?;
+        if let Some(after_append) = &self.0.after_append {
+            after_append(&kind);
+        }
+        Ok(appended)
     }
 
     /// Appends a record and waits until the state has it.

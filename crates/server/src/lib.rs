@@ -42,7 +42,7 @@ use estoppel_model::{Clock, Secret, Timestamp};
 use estoppel_playbook::Diagnostics;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use config::{EgressResponse, ServerConfig};
+pub use config::{AfterAppend, EgressResponse, ServerConfig};
 pub use http::openapi;
 pub use key::{NodeKey, verify as verify_order};
 
@@ -238,7 +238,7 @@ impl Server {
         )?;
         let pager = config.pager.clone();
         let tasks = TaskTracker::new();
-        let journal = Journal::closed();
+        let journal = Journal::closed(config.after_append.clone());
         let url = format!("http://{address}");
         let incidents = Incidents::new(
             journal.clone(),

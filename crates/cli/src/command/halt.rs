@@ -144,7 +144,8 @@ pub(crate) async fn block(args: BlockArgs, connect: &Connect, output: &Output) -
 pub(crate) fn local(args: HaltArgs, output: &Output) -> Result {
     let scope = union(args.scope)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let halt = halt_local(&super::run::run_dir(), scope, &args.reason, &SystemClock);
+    let run_dir = super::run::run_dir();
+    let halt = halt_local(&run_dir, scope, &args.reason, &SystemClock);
     let (order, reports) = runtime.block_on(halt).map_err(|error| {
         CommandError::new(Exit::Failed, error)
             .hint("as the user who started `estoppel run`, usually root")

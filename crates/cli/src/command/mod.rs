@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod allowlist;
+mod bench;
 mod demo;
 mod doctor;
 mod enforcer;
@@ -49,6 +50,7 @@ pub(crate) fn run(command: Command, connect: &Connect, output: &Output) -> Resul
         Command::Config { command } => serve::config(&command, output),
         Command::Doctor(args) => doctor::doctor(&args, connect, output),
         Command::Demo(args) => demo::demo(&args, output),
+        Command::Bench(args) => bench::bench(&args, output),
         Command::Completions { shell } => completions(shell, output),
     }
 }

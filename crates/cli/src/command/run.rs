@@ -56,7 +56,7 @@ pub(crate) fn run(args: RunArgs, connect: &Connect, output: &Output) -> Result {
 }
 
 async fn supervise(args: RunArgs, connect: &Connect, output: &Output) -> Result {
-    let mut subject = args.subject.subject();
+    let mut subject = args.subject.clone().subject();
     let session = subject.session.get_or_insert_with(new_session).clone();
     let state = args.state.clone().unwrap_or_else(|| default_state(&session));
     let evidence = state.join("evidence");

@@ -229,12 +229,14 @@ async fn keep(gateway: GatewayChild, stop: CancellationToken) {
     loop {
         match gateway.command().spawn() {
             Ok(mut child) => {
+                // Held here: waiting for a child closes its standard input otherwise.
+                let stdin = child.stdin.take();
                 let begun = tokio::time::Instant::now();
                 tokio::select! {
                     ended = child.wait() => tracing::error!(?ended, "the gateway ended; it is started again"),
                     () = stop.cancelled() => {
                         // Its standard input closes, which ends it.
-                        drop(child.stdin.take());
+                        drop(stdin);
                         let _ = tokio::time::timeout(Duration::from_secs(6), child.wait()).await;
                         return;
                     }

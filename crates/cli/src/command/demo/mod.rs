@@ -348,8 +348,8 @@ fn closing(
             verdict.recorded
         )
     };
-    let containment =
-        status.enforcers.iter().find_map(|word| word.settlement["containment"].as_str());
+    let host = status.enforcers.iter().find(|word| word.kind == "host");
+    let containment = host.and_then(|word| word.settlement["containment"].as_str());
     let evidence = view["evidence"].as_array().map_or(0, Vec::len);
     let shown = folder.display();
     format!(

@@ -1,0 +1,218 @@
+//! A server with its enforcers in this process, over real sockets: halt to refusing to settled,
+//! event to halt, durable ingest.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use estoppel_api::{Allowlist, Client, HaltRequest, Role, TokenRequest};
+use estoppel_eventlog::WorkerCommand;
+use estoppel_link::{
+    EventBuffer, Link, LinkConfig, LinkEvent, OnLost,
+    frame::{EnforcerKind, Settlement},
+};
+use estoppel_model::{EntityId, Kind, Scope, Secret, SystemClock};
+use estoppel_server::{EgressResponse, Running, Server, ServerConfig};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{super::hidden, distribution};
+use crate::error::{CommandError, Exit, Result};
+
+const HALTS: usize = 20;
+const EVENTS: usize = 50;
+const BATCHES: usize = 60;
+const BATCH: usize = 1_000;
+
+fn failed(error: impl Into<anyhow::Error>) -> CommandError {
+    CommandError::new(Exit::Failed, error)
+}
+
+/// A server on a folder of its own, and a client with the admin's token.
+struct Stage {
+    running: Running,
+    client: Client,
+    folder: PathBuf,
+}
+
+impl Stage {
+    async fn open(name: &str) -> Result<Self> {
+        let folder =
+            std::env::temp_dir().join(format!("estoppel-bench-{}-{name}", std::process::id()));
+        let worker = WorkerCommand {
+            program: std::env::current_exe()?,
+            args: vec![hidden::SQL_WORKER.into()],
+        };
+        let config = ServerConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            egress: EgressResponse::Auto,
+            automatic_halts_per_hour: 1_000_000,
+            ..ServerConfig::new(folder.clone(), worker)
+        };
+        let running = Server::start(config).await.map_err(failed)?;
+        running.recovered().await;
+        let token = std::fs::read_to_string(running.admin_token_file())?;
+        let client = Client::new(&format!("http://{}", running.address()), Secret::new(token))?;
+        Ok(Self { running, client, folder })
+    }
+
+    async fn close(self) -> Result<()> {
+        self.running.stop().await;
+        Ok(std::fs::remove_dir_all(self.folder)?)
+    }
+
+    async fn token(&self, role: Role) -> Result<String> {
+        let name = EntityId::new("bench").map_err(failed)?;
+        let request = TokenRequest { name, role, tenant: None, expires_at: None };
+        Ok(self.client.mint_token(&request).await?.token)
+    }
+
+    /// Connects guards that settle at once; what the first of them is told comes out.
+    async fn guards(
+        &self,
+        count: usize,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<mpsc::Receiver<Instant>> {
+        let token = self.token(Role::Agent).await?;
+        let (told, first) = mpsc::channel(1_024);
+        let mut links = Vec::new();
+        for index in 0..count {
+            let config = LinkConfig {
+                servers: vec![self.client.url().clone()],
+                token: Secret::new(token.clone()),
+                kind: EnforcerKind::Guard,
+                name: format!("guard {index}"),
+                subjects: Vec::new(),
+                state_dir: None,
+                on_lost: OnLost::Refuse,
+                gaps: Vec::new(),
+                events: EventBuffer::default(),
+            };
+            let (link, mut events) =
+                Link::start(config, Arc::new(SystemClock), tasks, stop.clone()).map_err(failed)?;
+            let told = (index == 0).then(|| told.clone());
+            links.push(link.clone());
+            tasks.spawn(async move {
+                while let Some(event) = events.recv().await {
+                    if let LinkEvent::Ordered(order) = event {
+                        if let Some(told) = &told {
+                            let _ = told.send(Instant::now()).await;
+                        }
+                        link.settled(order.id, Settlement::default());
+                    }
+                }
+            });
+        }
+        for link in &links {
+            link.ready().await;
+        }
+        Ok(first)
+    }
+}
+
+/// Halt accepted → each guard refuses → each has settled, as the server's clock saw their words.
+pub(super) async fn halt(guards: usize) -> Result<Value> {
+    let stage = Stage::open("halt").await?;
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let _told = stage.guards(guards, &tasks, &stop).await?;
+    let (mut answered, mut refusing, mut settled) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut all_refusing, mut all_settled) = (Vec::new(), Vec::new());
+    for index in 0..HALTS {
+        let id = EntityId::new(&format!("s{index}")).map_err(failed)?;
+        let request = HaltRequest::new(Scope::entity(Kind::Session, id).into(), "bench");
+        let begun = Instant::now();
+        let accepted = stage.client.halt(&request).await?;
+        answered.push(begun.elapsed());
+        let status = loop {
+            let status = stage.client.halt_status(accepted.id).await?;
+            if status.settled >= guards {
+                break status;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let words = |of: fn(&estoppel_api::EnforcerProgress) -> Option<u64>| -> Vec<Duration> {
+            status.enforcers.iter().filter_map(of).map(Duration::from_micros).collect()
+        };
+        let (refused, done) =
+            (words(|word| word.refusing_after_us), words(|word| word.settled_after_us));
+        all_refusing.extend(refused.iter().max());
+        all_settled.extend(done.iter().max());
+        refusing.extend(refused);
+        settled.extend(done);
+    }
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    stage.close().await?;
+    Ok(json!({
+        "guards": guards,
+        "halts": HALTS,
+        "answered": distribution(answered),
+        "refusing_each": distribution(refusing),
+        "settled_each": distribution(settled),
+        "refusing_all": distribution(all_refusing),
+        "settled_all": distribution(all_settled),
+    }))
+}
+
+/// From posting the event to the halt's arrival at a guard.
+pub(super) async fn detect() -> Result<Value> {
+    let stage = Stage::open("detect").await?;
+    stage
+        .client
+        .set_allowlist(&Allowlist { domains: Some(vec!["good.example".to_owned()]) })
+        .await?;
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let mut told = stage.guards(1, &tasks, &stop).await?;
+    let mut samples = Vec::new();
+    for index in 0..EVENTS {
+        let event = json!({
+            "kind": "network", "session_id": format!("s{index}"), "destination": "evil.example",
+            "port": 443, "verdict": "would_block"
+        });
+        let begun = Instant::now();
+        let (posted, at) =
+            tokio::join!(stage.client.events(event.to_string().into_bytes()), told.recv());
+        posted?;
+        samples.extend(at.map(|at| at.saturating_duration_since(begun)));
+        // The playbook's block of the destination comes to the guard, too.
+        while tokio::time::timeout(Duration::from_millis(100), told.recv())
+            .await
+            .is_ok_and(|at| at.is_some())
+        {}
+    }
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    stage.close().await?;
+    Ok(json!({ "event_posted_to_halt_at_guard": distribution(samples) }))
+}
+
+/// Audit events, acknowledged after the disk has them.
+pub(super) async fn ingest() -> Result<Value> {
+    let stage = Stage::open("ingest").await?;
+    let line = |index: usize| {
+        json!({
+            "kind": "audit", "session_id": format!("s{}", index % 100), "action": "call", "tool": "search",
+            "params": { "q": format!("query {index}") }, "result": "ok", "input_tokens": 100, "estimated_cost": 0.001
+        })
+    };
+    let batch: String = (0..BATCH).map(|index| format!("{}\n", line(index))).collect();
+    let begun = Instant::now();
+    for _ in 0..BATCHES {
+        stage.client.events(batch.clone().into_bytes()).await?;
+    }
+    let elapsed = begun.elapsed();
+    let rows = BATCHES * BATCH;
+    stage.close().await?;
+    Ok(json!({
+        "rows": rows,
+        "batch": BATCH,
+        "seconds": elapsed.as_secs_f64(),
+        "rows_per_second": rows as f64 / elapsed.as_secs_f64(),
+    }))
+}

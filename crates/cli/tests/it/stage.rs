@@ -1,0 +1,181 @@
+//! A server of the real binary on free ports, with a data folder of its own.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// Liveness, not speed: ten times what anything here takes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) url: String,
+    pub(crate) admin: String,
+    pub(crate) data: PathBuf,
+    folder: Option<tempfile::TempDir>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Starts a server with these lines of configuration.
+    pub(crate) fn start_with(config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("estoppel.toml"), config).unwrap();
+        let data = folder.path().join("data");
+        let mut server = Self::at(&data);
+        server.folder = Some(folder);
+        server
+    }
+
+    /// Starts a server on a data folder that may have been used before.
+    pub(crate) fn at(data: &Path) -> Self {
+        let config = data.with_file_name("estoppel.toml");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_estoppel"));
+        command
+            .args(["--json", "serve", "--no-gateway", "--listen", "127.0.0.1:0", "--data"])
+            .arg(data);
+        if config.exists() {
+            command.arg("--config").arg(config);
+        }
+        let log = std::fs::File::create(data.with_extension("log")).unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut text = String::new();
+        for line in stdout.lines().map_while(Result::ok) {
+            text.push_str(&line);
+            if line == "}" {
+                break;
+            }
+        }
+        let ready: Value = serde_json::from_str(&text).unwrap_or_else(|error| {
+            let log = std::fs::read_to_string(data.with_extension("log")).unwrap();
+            panic!("the server did not start: {error}: {text}{log}")
+        });
+        let url = ready["api"].as_str().unwrap().to_owned();
+        let admin = std::fs::read_to_string(ready["admin_token_file"].as_str().unwrap()).unwrap();
+        Self { child, url, admin, data: data.to_owned(), folder: None }
+    }
+
+    /// Ends it as a power cut does, and starts it again.
+    pub(crate) fn crash_and_restart(mut self) -> Self {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let mut server = Self::at(&self.data);
+        server.folder = self.folder.take();
+        server
+    }
+
+    /// Ends it as a power cut does, then does something while it is away.
+    pub(crate) fn crash_with(mut self, meanwhile: impl FnOnce()) -> Option<tempfile::TempDir> {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        meanwhile();
+        self.folder.take()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        self.url.strip_prefix("http://").unwrap()
+    }
+
+    /// Sends a request with a token; the status and the JSON of the answer.
+    pub(crate) fn send(&self, token: &str, method: &str, path: &str, body: &[u8]) -> (u16, Value) {
+        let mut stream = TcpStream::connect(self.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            self.address(),
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        // A server that refuses early stops reading; its answer is what counts.
+        let _ = stream.write_all(body);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) =
+            answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer}"));
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap_or(Value::String(body.to_owned())))
+    }
+
+    /// Sends a request as the admin, waiting while the server still recovers.
+    pub(crate) fn admin(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(body).unwrap() };
+        wait_for("the server's recovery", || {
+            let answer = self.send(&self.admin, method, path, &body);
+            (answer.0 != 503).then_some(answer)
+        })
+    }
+
+    /// Mints a token.
+    pub(crate) fn token(&self, name: &str, role: &str, tenant: Option<&str>) -> String {
+        let body = serde_json::json!({ "name": name, "role": role, "tenant": tenant });
+        let (status, minted) = self.admin("POST", "/v1/tokens", &body);
+        assert_eq!(status, 201, "{minted}");
+        minted["token"].as_str().unwrap().to_owned()
+    }
+
+    /// Runs a command of the binary against this server.
+    pub(crate) fn cli(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_estoppel"))
+            .args(args)
+            .env("ESTOPPEL_URL", &self.url)
+            .env("ESTOPPEL_TOKEN", &self.admin)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs a command that prints JSON and succeeds.
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
+        let output = self.cli(&[&["--json"], args].concat());
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stdout));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    pub(crate) fn events(&self, body: &[u8]) -> (u16, Value) {
+        wait_for("the event log", || {
+            let answer = self.send(&self.admin, "POST", "/v1/events", body);
+            (answer.0 != 503).then_some(answer)
+        })
+    }
+
+    pub(crate) fn sql(&self, query: &str) -> Vec<Value> {
+        let (status, table) = self.admin("POST", "/v1/sql", &serde_json::json!({ "query": query }));
+        assert_eq!(status, 200, "{table}");
+        table["rows"].as_array().unwrap().clone()
+    }
+}
+
+/// Asks until there is an answer.
+pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
