@@ -30,8 +30,7 @@ impl Default for HttpLimits {
     }
 }
 
-/// A request.
-#[derive(Debug)]
+/// A request. It has no `Debug`: its body and headers may hold secrets.
 pub struct HttpRequest<'a> {
     /// Its method.
     pub method: Method,
@@ -39,7 +38,7 @@ pub struct HttpRequest<'a> {
     pub endpoint: &'a Endpoint,
     /// Segments of path behind the configured one; each stays one segment.
     pub segments: &'a [&'a str],
-    /// Further headers. Secret ones are marked as sensitive by whoever makes them.
+    /// Further headers.
     pub headers: HeaderMap,
     /// The body.
     pub body: Vec<u8>,

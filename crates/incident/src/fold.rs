@@ -143,13 +143,24 @@ impl IncidentView {
         let mut standing =
             self.halts.iter().filter(|halt| !released.contains(&halt.body.order)).peekable();
         let any = standing.peek().is_some();
-        let all = standing.all(|halt| {
-            self.containment(halt.body.order).is_some_and(|entry| entry.body.is_complete())
-        });
+        let all = standing.all(|halt| self.carried_out(halt.body.order).is_some());
         if any && all { IncidentState::Contained } else { IncidentState::Open }
     }
 
-    /// The last word on whether an order was carried out everywhere.
+    /// The record by which an order was carried out everywhere: the first such record, unless an
+    /// enforcer that counts among them only observes.
+    pub fn carried_out(&self, order: OrderId) -> Option<&Entry<Contained>> {
+        let observers = self.enforcement.get(&order).is_some_and(|enforcers| {
+            enforcers.values().any(|enforcement| enforcement.last.observed_only)
+        });
+        let mut complete = self
+            .contained
+            .iter()
+            .filter(|entry| entry.body.order == order && entry.body.is_complete());
+        if observers { None } else { complete.next() }
+    }
+
+    /// The last word on how far an order was carried out.
     pub fn containment(&self, order: OrderId) -> Option<&Entry<Contained>> {
         self.contained.iter().rev().find(|entry| entry.body.order == order)
     }

@@ -187,7 +187,10 @@ fn containment(incident: &IncidentView, order: OrderId, enforcers: u64) -> Strin
     match incident.containment(order) {
         Some(entry) => {
             let body = &entry.body;
-            let word = if body.is_complete() { "Carried out" } else { "**Not carried out**" };
+            let word = match incident.carried_out(order) {
+                Some(_) => "Carried out",
+                None => "**Not carried out everywhere**",
+            };
             format!(
                 "{word}: {} of {} enforcers settled, {} by lease ({}).\n\n",
                 body.settled,
@@ -205,8 +208,9 @@ fn containment(incident: &IncidentView, order: OrderId, enforcers: u64) -> Strin
 
 fn enforcer_row(enforcement: &Enforcement) -> Vec<String> {
     let last = &enforcement.last;
+    let silence = if last.stage == ConfirmedStage::Settled { "not said" } else { "not yet" };
     let after = |after_us: Option<u64>| {
-        after_us.map_or_else(|| "not yet".to_owned(), |us| elapsed(Duration::from_micros(us)))
+        after_us.map_or_else(|| silence.to_owned(), |us| elapsed(Duration::from_micros(us)))
     };
     let mut ended: Vec<String> = [
         (last.steps_cancelled, "steps cancelled"),

@@ -158,6 +158,7 @@ fn diagnose(error: &serde_saphyr::Error) -> Diagnostic {
             // The place is in the diagnostic; the parser's text may repeat a stranger's.
             let text = other.to_string();
             let text = text.lines().next().unwrap_or_default();
+            let text = text.split_once(" at line ").map_or(text, |(what, _place)| what);
             (Code::Syntax, estoppel_model::Untrusted::new(text).inline(200), None)
         }
     };

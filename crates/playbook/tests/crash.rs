@@ -60,9 +60,13 @@ steps:
       session: ${s}
 ";
 
+static PARSED: std::sync::LazyLock<Playbook> =
+    std::sync::LazyLock::new(|| Playbook::parse(PLAYBOOK).unwrap());
+
 /// The ledger: records in order, the first of a key kept.
-#[derive(Default)]
 struct Journal {
+    /// What the first record says; a new process reads it anew, which is the same each time.
+    started: Run,
     records: Vec<Record>,
     keys: BTreeSet<String>,
 }
@@ -74,14 +78,14 @@ impl Journal {
         if key.clone().is_some_and(|key| !self.keys.insert(key)) {
             return false;
         }
-        let seq = self.records.len() as u64;
+        let seq = 1 + self.records.len() as u64;
         self.records.push(Record { seq, kind, key, at, body });
         true
     }
 
     fn fold(&self) -> Run {
-        let mut run = Run::started(&self.records[0]).unwrap();
-        self.records[1..].iter().for_each(|record| run.apply(record));
+        let mut run = self.started.clone();
+        self.records.iter().for_each(|record| run.apply(record));
         run
     }
 }
@@ -187,12 +191,13 @@ fn live(journal: &mut Journal, world: &mut World, now: &mut Timestamp, life: Lif
 
 fn begin() -> (Journal, Timestamp) {
     let now: Timestamp = "2026-02-05T03:00:00Z".parse().unwrap();
-    let playbook = Playbook::parse(PLAYBOOK).unwrap();
-    let inputs = Inputs::read(&playbook, [("s", "abc")]).unwrap();
+    let playbook = &*PARSED;
+    let inputs = Inputs::read(playbook, [("s", "abc")]).unwrap();
     let (run, alice) = (RunId::new(), Actor::new("alice").unwrap());
     let started = playbook.start(run, IncidentId::new(), &inputs, Mode::Live, false, alice);
-    let mut journal = Journal::default();
-    journal.append(started.record(now).unwrap());
+    let NewRecord { kind, key, at, body } = started.record(now).unwrap();
+    let started = Run::started(&Record { seq: 0, kind, key, at, body }).unwrap();
+    let mut journal = Journal { started, records: Vec::new(), keys: BTreeSet::new() };
     let (index, by) = (playbook.position("kill").unwrap(), Actor::new("bob").unwrap());
     let approved = StepApproved { run, index, by, role: ApproverRole::Lead };
     journal.append(approved.record(now).unwrap());

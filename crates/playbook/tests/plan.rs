@@ -11,8 +11,12 @@ fn plan(inputs: &[(&str, &str)]) -> String {
     for step in playbook.plan(&inputs).steps {
         let undo = step.undo.as_deref().unwrap_or("-");
         let (lane, effect) = (step.lane, step.effect.as_str());
-        writeln!(out, "{}: {} [{effect}, {lane:?}, {:?}] undo: {undo}", step.id, step.does, step.waits_for)
-            .unwrap();
+        writeln!(
+            out,
+            "{}: {} [{effect}, {lane:?}, {:?}] undo: {undo}",
+            step.id, step.does, step.waits_for
+        )
+        .unwrap();
     }
     out
 }
@@ -23,7 +27,7 @@ fn a_plan_says_what_each_step_does_and_how_it_is_undone() {
         ("incident.session", "abc123"),
         ("incident.destination", "collector.example:443"),
         ("incident.title", "data went to collector.example"),
-    ]), @r"");
+    ]));
 }
 
 #[test]

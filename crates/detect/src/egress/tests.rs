@@ -114,7 +114,10 @@ fn without_a_list_egress_is_learned_and_suggested() {
         ("a", "not a host", 443),
     ] {
         for detection in detectors.observe(&flow(session, destination, port), &policy) {
-            assert_eq!((detection.rule.as_str(), detection.severity), ("egress.learned", Severity::Low));
+            assert_eq!(
+                (detection.rule.as_str(), detection.severity),
+                ("egress.learned", Severity::Low)
+            );
         }
     }
     let suggested = detectors.learned().suggest();

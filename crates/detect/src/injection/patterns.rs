@@ -47,7 +47,7 @@ const TABLE: &[(Reason, f64, f64, &str)] = &[
         Reason::InstructionOverride,
         0.7,
         0.7,
-        r"\b(ignorier(e|en|t|st)?|vergiss|vergesst|vergessen|missachte|verwirf|überspringe?)\b.{0,40}\b(alle[ns]?|vorherig\w*|bisherig\w*|vorig\w*|obige\w*|obenstehend\w*|dein\w*|die|das|was)\b.{0,40}\b(anweisung\w*|instruktion\w*|aufgabe\w*|befehl\w*|aufforderung\w*|regeln?|information\w*|zuordnung\w*|prompt\w*|vorgab\w*|gesagt|davor|oben|text\w*)\b",
+        r"(\b(ignorier(e|en|t|st)?|vergiss|vergesst|vergessen|missachte|verwirf)|überspringe?)\b.{0,40}\b(alle[ns]?|vorherig\w*|bisherig\w*|vorig\w*|obige\w*|obenstehend\w*|dein\w*|die|das|was)\b.{0,40}\b(anweisung\w*|instruktion\w*|aufgabe\w*|befehl\w*|aufforderung\w*|regeln?|information\w*|zuordnung\w*|prompt\w*|vorgab\w*|gesagt|davor|oben|text\w*)\b",
     ),
     (
         Reason::InstructionOverride,
@@ -65,7 +65,7 @@ const TABLE: &[(Reason, f64, f64, &str)] = &[
         Reason::InstructionOverride,
         0.7,
         0.7,
-        r"\b(ignora|ignore|olvida|olvide|omite|descarta|olvídate)\b.{0,30}\b(instrucci(ón|ones)|órdenes|indicaciones|reglas|todo lo anterior)\b",
+        r"\b(ignora|ignore|olvida|olvide|omite|descarta|olvídate)\b.{0,30}(\b(instrucci(ón|ones)|indicaciones|reglas|todo lo anterior)|órdenes)\b",
     ),
     (
         Reason::InstructionOverride,
@@ -151,7 +151,7 @@ const TABLE: &[(Reason, f64, f64, &str)] = &[
         Reason::Persona,
         0.2,
         0.45,
-        r"\bich möchte,? dass (du|sie) (als|wie|mir|so)\b|\b(du bist|sie sind|sei|seien sie) (jetzt|nun|ein\w*)\b.{0,60}\b(antwort\w*|verhalt\w*|handel\w*|sag\w*|schreib\w*)|\b(agir|actuar|comporte[zn]?) (en tant que|como|comme)\b|\bquiero que act(ú|u)es\b|\bactúa como\b|\b(je veux|j'aimerais) que (tu|vous) agiss|\b(agis|agissez) (comme|en tant)\b|\bželim da (se )?(ponašaš|glumiš|djeluješ)",
+        r"\bich möchte,? dass (du|sie) (als|wie|mir|so)\b|\b(du bist|sie sind|sei|seien sie) (jetzt|nun|ein\w*)\b.{0,60}\b(antwort\w*|verhalt\w*|handel\w*|sag\w*|schreib\w*)|\b(agir|actuar|comporte[zn]?) (en tant que|como|comme)\b|\bquiero que act(ú|u)es\b|\bactúa como\b|\b(je veux|j'aimerais) que (tu|vous) agiss|\b(agis|agissez) (comme|en tant)\b|želim da (se )?(ponašaš|glumiš|djeluješ)",
     ),
     // Speaks to the model.
     (
@@ -214,7 +214,13 @@ const TABLE: &[(Reason, f64, f64, &str)] = &[
         Reason::Concealment,
         0.65,
         0.3,
-        r"\b(do not|don't|never|avoid|refrain from|without)( ever)? (tell|telling|mention|mentioning|inform|informing|reveal|revealing|notify|notifying|alert|alerting|disclose|disclosing|warn|warning|asking|ask)\b[^.\n]{0,30}\b(the (user|human|owner|operator|customer|person|people)s?|anyone|anybody|(about )?(this|these) (instructions?|steps?|message|action|e-?mail|note))\b",
+        r"\b(do not|don't|never|avoid|refrain from|without)( ever)? (tell|telling|mention|mentioning|inform|informing|reveal|revealing|notify|notifying|alert|alerting|disclose|disclosing|warn|warning|asking|ask)\b[^.\n]{0,30}\b(the (user|human|owner|operator)s?|(about )?(this|these) (instructions?|steps?|action))\b",
+    ),
+    (
+        Reason::Concealment,
+        0.35,
+        0.2,
+        r"\b(do not|don't|never|avoid|refrain from|without)( ever)? (tell|telling|mention|mentioning|inform|informing|reveal|revealing|notify|notifying|alert|alerting|disclose|disclosing|warn|warning|asking|ask)\b[^.\n]{0,30}\b(the (customer|person|people)s?|anyone|anybody|(about )?(this|these) (message|e-?mail|note))\b",
     ),
     (
         Reason::Concealment,
@@ -227,13 +233,13 @@ const TABLE: &[(Reason, f64, f64, &str)] = &[
         Reason::ExfiltrationOrder,
         0.7,
         0.4,
-        r"(?m)(^|[.!?:;,>*|-] ?|\b(and|then|also|please|must|should|now|first|to|you|will) )(send|post|upload|forward|transmit|exfiltrate|submit|e-?mail|leak|deliver|transfer|copy|export)\b[^.!?]{0,80}\b(passwords?|credentials?|tokens?|secrets?|api[ _-]?keys?|private keys?|ssh keys?|customers?|records?|user data|personal data|conversation|chat (history|log)|history|env(ironment)? variables?|\.env|cookies?|session (id|data)|files|(file )?contents?|database|source code|system prompt|(all|the|this|that|every|collected|gathered) (the )?(data|e-?mails|messages|information|results?|output|summary|file|document|table)s?)\b[^!?]{0,60}\b(to|at|via|using|into)\b[^.!?]{0,30}(https?://|ftp://|\b[\w.+-]+@[\w-]+\.[\w.]+|\bwebhook\b)",
+        r"(?m)(^|[.!?:;,>*|-] ?|\b(and|then|also|please|must|should|now|first|to|you|will) )(send|post|upload|forward|transmit|exfiltrate|submit|e-?mail|leak|deliver|transfer|copy|export)\b[^.!?]{0,80}\b(passwords?|credentials?|tokens?|secrets?|api[ _-]?keys?|private keys?|ssh keys?|customers?|records?|user data|personal data|conversation|chat (history|log)|history|env(ironment)? variables?|\.env|cookies?|session (id|data)|files|(file )?contents?|database|source code|system prompt|(all|the|this|that|every|collected|gathered) (the )?(data|e-?mails|messages|information|results?|output|summary|file|document|table)s?)\b[^!?]{0,60}\b(to|at|via|using|into)\b[^.!?]{0,30}(https?://|ftp://|\b[a-z0-9_.+-]+@[a-z0-9_-]+\.[a-z0-9_.]+|\bwebhook\b)",
     ),
     (
         Reason::ExfiltrationOrder,
         0.6,
         0.3,
-        r"(?m)(^|[.!?:;,>*|-] ?|\b(and|then|also|please|must|should|now|first|you|will) )(send|post|upload|forward|transmit|exfiltrate|leak)\b[^.!?\n]{0,25}\b(it|them|everything|all of (it|this|them|that)|the (results?|contents?|data|output|response|answer)s?)\b[^.!?\n]{0,20}\b(to|at|via)\b.{0,12}(https?://|ftp://|\b[\w.+-]+@[\w-]+\.[\w.]+)",
+        r"(?m)(^|[.!?:;,>*|-] ?|\b(and|then|also|please|must|should|now|first|you|will) )(send|post|upload|forward|transmit|exfiltrate|leak)\b[^.!?\n]{0,25}\b(it|them|everything|all of (it|this|them|that)|the (results?|contents?|data|output|response|answer)s?)\b[^.!?\n]{0,20}\b(to|at|via)\b.{0,12}(https?://|ftp://|\b[a-z0-9_.+-]+@[a-z0-9_-]+\.[a-z0-9_.]+)",
     ),
     (
         Reason::ExfiltrationOrder,
@@ -284,7 +290,7 @@ const TABLE: &[(Reason, f64, f64, &str)] = &[
         Reason::ToolOrder,
         0.3,
         0.1,
-        r"\b(you must|please|then|now|immediately|first),? (call|use|invoke|run|execute|trigger) (the |your )?[`'\x22]?[\w.-]{2,40}[`'\x22]? (tool|function|plugin|action|skill)\b",
+        r"\b(you must|please|then|now|immediately|first),? (call|use|invoke|run|execute|trigger) (the |your )?[`'\x22]?[a-z0-9_.-]{2,40}[`'\x22]? (tool|function|plugin|action|skill)\b",
     ),
     (
         Reason::ToolOrder,
@@ -298,6 +304,9 @@ static PATTERNS: LazyLock<Vec<Pattern>> = LazyLock::new(|| {
     TABLE
         .iter()
         .filter_map(|(reason, outside, prompt, text)| {
+            // Unicode word boundaries would take the fast automata out of play as soon as a text
+            // is not ASCII; the words here begin and end in ASCII letters.
+            let text = text.replace(r"\b", r"(?-u:\b)");
             let regex = Regex::new(&format!("(?s:{text})")).ok()?;
             Some(Pattern { reason: *reason, outside: *outside, prompt: *prompt, regex })
         })

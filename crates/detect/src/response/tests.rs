@@ -62,7 +62,8 @@ fn unlisted_egress_alone_asks_and_a_second_signal_acts() {
 fn a_signal_beyond_the_window_does_not_count() {
     let policy = policy(EgressMode::Ask);
     let old = injection("s", Severity::High, 0);
-    let act = |seconds| assess(&[old.clone(), egress("s", "evil.example", seconds, &policy)], &policy);
+    let act =
+        |seconds| assess(&[old.clone(), egress("s", "evil.example", seconds, &policy)], &policy);
     assert_eq!(act(3_600), Response::Act);
     assert_eq!(act(3_601), Response::Ask);
 }
@@ -72,10 +73,18 @@ fn a_signal_beyond_the_window_does_not_count() {
 fn what_follows_by_itself_is_narrow() {
     let id = |text: &str| EntityId::new(text).unwrap();
     let plugin = Some(PluginRef { name: id("p"), version: None });
-    let wide = Subject { user: Some(id("u")), tenant: Some(id("t")), agent: Some(id("a")), ..Subject::default() };
+    let wide = Subject {
+        user: Some(id("u")),
+        tenant: Some(id("t")),
+        agent: Some(id("a")),
+        ..Subject::default()
+    };
     let scope = |subject: &Subject| halt_scope(subject).map(|scope| scope.to_string());
     assert_eq!(scope(&wide), None);
-    assert_eq!(scope(&Subject { plugin: plugin.clone(), ..wide.clone() }).as_deref(), Some("plugin:p"));
+    assert_eq!(
+        scope(&Subject { plugin: plugin.clone(), ..wide.clone() }).as_deref(),
+        Some("plugin:p")
+    );
     let task = Subject { task: Some(id("k")), plugin, ..wide.clone() };
     assert_eq!(scope(&task).as_deref(), Some("task:k"));
     assert_eq!(scope(&Subject { session: Some(id("s")), ..task }).as_deref(), Some("session:s"));

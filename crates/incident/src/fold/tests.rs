@@ -75,7 +75,10 @@ fn the_same_again_belongs_to_the_same_incident() {
     let mut ledger = Ledger::default();
     let first = ledger.open(None, session("a"));
     assert_eq!(ledger.found(None, &session("a")).as_deref(), Some("IR-2026-001"));
-    assert_eq!(ledger.found(Some("session:a"), &Subject::default()).as_deref(), Some("IR-2026-001"));
+    assert_eq!(
+        ledger.found(Some("session:a"), &Subject::default()).as_deref(),
+        Some("IR-2026-001")
+    );
     // One tenant has many incidents.
     assert_eq!(ledger.found(None, &session("b")), None);
     assert_eq!(ledger.found(Some("tenant:acme"), &Subject::default()), None);
@@ -84,7 +87,14 @@ fn the_same_again_belongs_to_the_same_incident() {
     // A halt of a user joins, and from then on that user's halts do.
     let scope = Some(ScopeSet::from("user:u".parse::<Scope>().unwrap()));
     let what = "order".to_owned();
-    let joined = Joined { incident: first, source: Source::Halt, scope, subject: Subject::default(), what, by: by() };
+    let joined = Joined {
+        incident: first,
+        source: Source::Halt,
+        scope,
+        subject: Subject::default(),
+        what,
+        by: by(),
+    };
     ledger.append(|at| joined.record(at));
     assert_eq!(ledger.found(Some("user:u"), &Subject::default()).as_deref(), Some("IR-2026-001"));
     // What is closed is over.
@@ -108,7 +118,8 @@ fn contained_is_what_every_enforcer_carried_out() {
             let scope = ScopeSet::from("session:a".parse::<Scope>().unwrap());
             let reason = Untrusted::new("r".to_owned());
             let (accepted_at, enforcers) = (at, 3);
-            Halted { incident, order, what, scope, reason, by: by(), accepted_at, enforcers }.record(at)
+            Halted { incident, order, what, scope, reason, by: by(), accepted_at, enforcers }
+                .record(at)
         });
         order
     };
@@ -123,6 +134,20 @@ fn contained_is_what_every_enforcer_carried_out() {
     assert_eq!(ledger.state(incident), IncidentState::Open);
     contain(&mut ledger, first, 3, 2, 1);
     assert_eq!(ledger.state(incident), IncidentState::Contained);
+    // One that only observes has carried nothing out, whatever it settled.
+    let mut observer = confirmed(
+        incident,
+        first,
+        EnforcerId::new(),
+        ConfirmedStage::Settled,
+        1,
+        Timestamp::default(),
+    );
+    let mut watched = ledger.incidents.clone();
+    observer.observed_only = true;
+    let NewRecord { kind, key, at, body } = observer.record(Timestamp::default()).unwrap();
+    watched.apply(&Record { seq: 99, kind, key, at, body });
+    assert_eq!(watched.incident(incident).unwrap().state(), IncidentState::Open);
     let second = halt(&mut ledger);
     assert_eq!(ledger.state(incident), IncidentState::Open);
     contain(&mut ledger, second, 0, 0, 0);
@@ -147,7 +172,10 @@ fn an_enforcers_furthest_word_counts() {
     let view = ledger.incidents.incident(incident).unwrap();
     let enforcement = &view.enforcement[&order][&enforcer];
     assert_eq!(enforcement.last.stage, ConfirmedStage::Settled);
-    assert_eq!((enforcement.refusing_after_us, enforcement.settled_after_us), (Some(300), Some(9_000)));
+    assert_eq!(
+        (enforcement.refusing_after_us, enforcement.settled_after_us),
+        (Some(300), Some(9_000))
+    );
 }
 
 fn confirmed(
@@ -249,7 +277,9 @@ fn the_fold_can_be_kept() {
     let mut ledger = Ledger::default();
     let incident = ledger.open(Some("session:a"), session("a"));
     let (order, enforcer) = (OrderId::new(), EnforcerId::new());
-    ledger.append(|at| confirmed(incident, order, enforcer, ConfirmedStage::Settled, 5, at).record(at));
+    ledger.append(|at| {
+        confirmed(incident, order, enforcer, ConfirmedStage::Settled, 5, at).record(at)
+    });
     let paged = Paged {
         incident,
         channel: "c".to_owned(),

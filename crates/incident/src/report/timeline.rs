@@ -47,14 +47,8 @@ impl Moments {
         let complete: Option<Vec<Said>> = incident
             .halts
             .iter()
-            .map(|halt| {
-                let order = halt.body.order;
-                incident
-                    .contained
-                    .iter()
-                    .find(|entry| entry.body.order == order && entry.body.is_complete())
-                    .map(|entry| (entry.at, at_seq(entry.seq)))
-            })
+            .map(|halt| incident.carried_out(halt.body.order))
+            .map(|entry| entry.map(|entry| (entry.at, at_seq(entry.seq))))
             .collect();
         let contained = complete.unwrap_or_default().into_iter().max();
         Self { started, detected, halted, contained }
@@ -126,15 +120,18 @@ pub(super) fn section(incident: &IncidentView, moments: &Moments) -> String {
         let who = format!("{} {}", code(&last.kind), code(last.name.raw()));
         line(last.confirmed_at, format!("{who} {stage}"), at_seq(enforcement.seq));
     }
-    for entry in incident.contained.iter().filter(|entry| entry.body.is_complete()) {
-        let order = code(&entry.body.order.to_string());
-        line(entry.at, format!("Order {order} carried out everywhere"), at_seq(entry.seq));
+    for halt in &incident.halts {
+        let order = halt.body.order;
+        if let Some(entry) = incident.carried_out(order) {
+            let order = code(&order.to_string());
+            line(entry.at, format!("Order {order} carried out everywhere"), at_seq(entry.seq));
+        }
     }
     for page in &incident.pages {
         line(page.at, format!("Page to {}", code(&page.body.channel)), at_seq(page.seq));
     }
     if let Some(first) = incident.evidence.iter().min_by_key(|entry| entry.body.captured_at) {
-        let what = format!("First of {} items of evidence taken", incident.evidence.len());
+        let what = format!("First evidence taken, of {} in all", incident.evidence.len());
         line(first.body.captured_at, what, at_seq(first.seq));
     }
     for run in &incident.runs {

@@ -11,7 +11,9 @@ fn lint(steps: &str) -> Result<Playbook, Diagnostics> {
 fn fails(steps: &str, code: Code, line: u64, expect: &str) {
     let found = lint(steps).expect_err(steps).0;
     let hit = found.iter().find(|it| it.code == code && it.line == line);
-    let Some(hit) = hit else { panic!("{steps}\nexpected {code} in line {line}, found {found:#?}") };
+    let Some(hit) = hit else {
+        panic!("{steps}\nexpected {code} in line {line}, found {found:#?}")
+    };
     assert!(hit.to_string().contains(expect), "{hit}");
     assert!(hit.column > 0, "{hit:?}");
 }
@@ -36,8 +38,13 @@ fn what_is_not_known_is_named_with_its_place_and_a_hint() {
         12,
         "did you mean `end`?",
     );
-    fails("  - id: A b\n    action: freeze\n    with: { session: x }\n", Code::Syntax, 9, "lower-case");
-    fails("  - id: [\n", Code::Syntax, 10, "PB001");
+    fails(
+        "  - id: A b\n    action: freeze\n    with: { session: x }\n",
+        Code::Syntax,
+        9,
+        "lower-case",
+    );
+    fails("  - id: [\n", Code::Syntax, 9, "PB001: expected string scalar");
     fails(
         "  - id: a\n    id: b\n    action: freeze\n    with: { session: x }\n",
         Code::Syntax,
@@ -48,16 +55,36 @@ fn what_is_not_known_is_named_with_its_place_and_a_hint() {
 
 #[test]
 fn parameters_are_checked_by_type() {
-    fails("  - id: a\n    action: halt\n    with: { scope: global }\n", Code::Parameter, 10, "`reason`");
+    fails(
+        "  - id: a\n    action: halt\n    with: { scope: global }\n",
+        Code::Parameter,
+        10,
+        "`reason`",
+    );
     fails(
         "  - id: a\n    action: freeze\n    with: { sesion: x, session: x }\n",
         Code::Parameter,
         11,
         "did you mean `session`?",
     );
-    fails("  - id: a\n    action: freeze\n    with:\n      session: ${x}\n", Code::UnknownInput, 12, "${x}".trim_matches(['$', '{', '}']));
-    fails("  - id: a\n    action: freeze\n    with:\n      session: ${t}\n", Code::Type, 12, "a session is needed");
-    fails("  - id: a\n    action: freeze\n    with:\n      session: two words\n", Code::Type, 12, "U+0020");
+    fails(
+        "  - id: a\n    action: freeze\n    with:\n      session: ${x}\n",
+        Code::UnknownInput,
+        12,
+        "${x}".trim_matches(['$', '{', '}']),
+    );
+    fails(
+        "  - id: a\n    action: freeze\n    with:\n      session: ${t}\n",
+        Code::Type,
+        12,
+        "a session is needed",
+    );
+    fails(
+        "  - id: a\n    action: freeze\n    with:\n      session: two words\n",
+        Code::Type,
+        12,
+        "U+0020",
+    );
     fails(
         "  - id: a\n    action: halt\n    with:\n      scope: sesion:x\n      reason: r\n",
         Code::Type,
@@ -99,7 +126,9 @@ fn an_input_that_may_be_absent_is_asked_for() {
 #[test]
 fn steps_that_wait_for_each_other_are_found() {
     let freeze = |id: &str, needs: &str| {
-        format!("  - id: {id}\n    action: thaw\n    with: {{ session: x }}\n    needs: [{needs}]\n")
+        format!(
+            "  - id: {id}\n    action: thaw\n    with: {{ session: x }}\n    needs: [{needs}]\n"
+        )
     };
     let steps = [freeze("a", "c"), freeze("b", "a"), freeze("c", "b"), freeze("d", "")].concat();
     fails(&steps, Code::Cycle, 9, "`a`, `b`, `c`");
@@ -139,7 +168,12 @@ fn what_destroys_names_its_evidence() {
     let capture = "  - id: c\n    action: capture\n    with: { session: x }\n";
     let freeze = "  - id: f\n    action: freeze\n    with: { session: x }\n";
     fails(kill, Code::Evidence, 9, "requires_evidence");
-    fails(&format!("{kill}    requires_evidence: [f]\n{freeze}"), Code::Evidence, 12, "not a capture");
+    fails(
+        &format!("{kill}    requires_evidence: [f]\n{freeze}"),
+        Code::Evidence,
+        12,
+        "not a capture",
+    );
     fails(&format!("{kill}    effect: none\n"), Code::Effect, 12, "`kill` is destructive");
     assert!(lint(&format!("{capture}{kill}    requires_evidence: [c]\n")).is_ok());
 }

@@ -92,8 +92,7 @@ impl Driven {
 
     fn end(&mut self, step: &str, outcome: StepOutcome) {
         let index = self.index(step);
-        let result =
-            self.run.step_result(index, outcome, "seen", serde_json::Value::Null).unwrap();
+        let result = self.run.step_result(index, outcome, "seen", serde_json::Value::Null).unwrap();
         self.append(result.record(self.now).unwrap());
     }
 
@@ -317,5 +316,8 @@ fn the_fold_of_all_runs_takes_what_it_knows() {
     assert_eq!(runs.unreadable().len(), 1);
     let ended = RunEnded { run: id, outcome: RunOutcome::Completed };
     runs.apply(&placed(5, ended.record(run.now).unwrap()));
-    assert_eq!((runs.run(id).unwrap().state(), runs.open().count()), (RunState::Ended(RunOutcome::Completed), 0));
+    assert_eq!(
+        (runs.run(id).unwrap().state(), runs.open().count()),
+        (RunState::Ended(RunOutcome::Completed), 0)
+    );
 }
