@@ -2,7 +2,8 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
+    fs::{DirBuilder, File},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     time::Duration,
@@ -139,7 +140,8 @@ impl EventLog {
         stop: CancellationToken,
     ) -> Result<Self, OpenError> {
         let at = |source| OpenError::at(folder, source);
-        std::fs::create_dir_all(folder).map_err(at)?;
+        // What agents did is nobody's business but the operator's.
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at)?;
         let folder = folder.canonicalize().map_err(at)?;
         let lock = lock(&folder)?;
         let folders = Folders::of(&folder);

@@ -38,7 +38,7 @@ pub struct SqlLimits {
     pub time: Duration,
     /// Rows of the result.
     pub rows: usize,
-    /// Bytes of the result's values.
+    /// Bytes of the result's values; at most 32 MiB.
     pub bytes: usize,
     /// Memory for sorting, grouping and joining, in bytes.
     pub memory_bytes: usize,

@@ -46,10 +46,16 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const LOAD_TIMEOUT: Duration = Duration::from_secs(180);
 /// For a segment to be sealed.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(900);
-/// How long after its time limit the worker may take to say that a query went over it.
-const GRACE: Duration = Duration::from_secs(1);
+/// How long after its time limit the worker may take to say that a query went over it. Killing it
+/// costs the queries beside, so a worker that is merely starved by a busy machine is given time.
+const GRACE: Duration = Duration::from_secs(5);
 /// How often deadlines, callers that went away and unread log are looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// After a worker did not start or ended by itself, only a query starts the next one for so long: a
+/// log that ends each worker must not start one after another.
+const WARM_AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// Longest result, whatever the caller allows: as JSON it must still fit into a message.
+const RESULT_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 8;
 /// Unread log that the worker is told to read before anyone asks.
 const WARM_BYTES: u64 = 1 << 20;
 /// Longest line of the worker's standard error that is logged, in characters.
@@ -184,6 +190,7 @@ pub(crate) struct Supervisor {
     running: Option<Running>,
     pending: HashMap<RequestId, Pending>,
     next_id: RequestId,
+    warm_from: Instant,
 }
 
 impl Supervisor {
@@ -208,6 +215,7 @@ impl Supervisor {
             running: None,
             pending: HashMap::new(),
             next_id: 0,
+            warm_from: Instant::now(),
         };
         tasks.spawn(supervisor.run(queries_inbox, upkeep_inbox, stop));
         WorkerClient { queries, upkeep, shared }
@@ -248,7 +256,8 @@ impl Supervisor {
         if reply.is_closed() {
             return;
         }
-        let Access { tenant, limits } = access;
+        let Access { tenant, mut limits } = access;
+        limits.bytes = limits.bytes.min(RESULT_BYTES_MAX);
         self.request(LOAD_TIMEOUT, Reply::Sql { limits, reply }, |id, layout| Request::Sql {
             id,
             query,
@@ -309,6 +318,7 @@ impl Supervisor {
             match self.spawn().await {
                 Ok(running) => self.running = Some(running),
                 Err(reason) => {
+                    self.warm_from = Instant::now() + WARM_AGAIN_AFTER;
                     tracing::error!(%reason, "the SQL worker does not start");
                     return Err(SqlError::Worker { reason: format!("did not start: {reason}") });
                 }
@@ -432,7 +442,10 @@ impl Supervisor {
         }
         let (log_bytes, _) = self.layout.size();
         let told = self.running.as_ref().map_or(0, |running| running.told_bytes);
-        if log_bytes.abs_diff(told) >= WARM_BYTES && self.ensure_running().await.is_ok() {
+        if log_bytes.abs_diff(told) >= WARM_BYTES
+            && (self.running.is_some() || now >= self.warm_from)
+            && self.ensure_running().await.is_ok()
+        {
             if let Some(running) = &mut self.running {
                 running.told_bytes = log_bytes;
             }
@@ -467,6 +480,7 @@ impl Supervisor {
             None => reason.unwrap_or_default(),
         };
         tracing::warn!(%reason, "the SQL worker ended");
+        self.warm_from = Instant::now() + WARM_AGAIN_AFTER;
         self.end_worker(|_| SqlError::Worker { reason: reason.clone() }).await;
     }
 

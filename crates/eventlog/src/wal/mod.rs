@@ -302,7 +302,7 @@ mod tests {
                     events.iter().all(|(seq, text)| read.contains(&(*seq, text.as_str()))),
                     "{place}"
                 );
-                assert!(events.first().is_some() && scanned.next_seq == 5, "{place}");
+                assert!(!events.is_empty() && scanned.next_seq == 5, "{place}");
             }
         }
     }

@@ -247,7 +247,7 @@ impl Recovery<'_> {
                 kind: DamageKind::Torn,
             });
         }
-        if last && (durable < bytes.len() || !scanned.tail.is_empty()) {
+        if last && (durable < bytes.len() || bytes.is_empty()) {
             let mut whole = bytes[..durable].to_vec();
             let events = std::mem::take(&mut scanned.tail_events);
             if !events.is_empty() {

@@ -329,7 +329,7 @@ mod tests {
         let at =
             |micros| Expr::Literal(ScalarValue::TimestampMicrosecond(Some(micros), None), None);
         let between = col("timestamp").gt_eq(at(10)).and(at(20).gt(col("timestamp")));
-        assert_eq!(Window::of(&[between.clone()]), Window { earliest: 10, latest: 20 });
+        assert_eq!(Window::of(std::slice::from_ref(&between)), Window { earliest: 10, latest: 20 });
         assert_eq!(
             Window::of(&[between.clone(), col("timestamp").eq(at(15))]),
             Window { earliest: 15, latest: 15 }

@@ -57,7 +57,7 @@ async fn a_query_only_reads() {
             "{query}: {error:?}"
         );
     }
-    for query in ["DELETE FROM audit_log", "DROP TABLE audit_log", "BEGIN"] {
+    for query in ["DELETE FROM audit_log", "DROP TABLE audit_log", "CREATE VIEW v AS SELECT 1"] {
         let error = log.fails(query).await;
         assert!(matches!(error, SqlError::Forbidden { .. }), "{query}: {error:?}");
         assert!(error.to_string().contains("only read the tables"), "{error}");
@@ -133,7 +133,7 @@ async fn memory() {
     let (_folder, log) = new_log();
     log.append(&[audit("2026-02-05T03:00:00Z", json!({}))]).await;
     // More than the query's pool.
-    let sorted = "SELECT a.value, repeat('x', 500) AS x FROM generate_series(1, 1000000) a ORDER BY x DESC, a.value LIMIT 900000";
+    let sorted = "SELECT repeat(CAST(a.value AS VARCHAR), 50) AS x FROM generate_series(1, 1000000) a ORDER BY x DESC";
     let small = || limited(|limits| limits.memory_bytes = 20_000_000);
     let error = log.log.sql(sorted, small()).await.unwrap_err();
     assert!(matches!(error, SqlError::Limit { limit: SqlLimit::Memory, .. }), "{error:?}");
@@ -182,12 +182,15 @@ async fn too_many_at_once() {
     let (_folder, log) = new_log();
     let queries = (0..60).map(|_| {
         let log = log.log.clone();
-        let access = limited(|limits| limits.time = Duration::from_millis(1500));
+        let access = limited(|limits| limits.time = Duration::from_millis(300));
         async move { log.sql(ENDLESS, access).await.unwrap_err() }
     });
     let errors = futures_util::future::join_all(queries).await;
     let busy = errors.iter().filter(|error| **error == SqlError::Busy).count();
-    let over = errors.iter().filter(|error| matches!(error, SqlError::Limit { .. })).count();
+    // On a machine that starves the worker it may have to be killed; each query is answered still.
+    let over =
+        |error: &&SqlError| matches!(error, SqlError::Limit { .. } | SqlError::Worker { .. });
+    let over = errors.iter().filter(over).count();
     assert!(busy > 0 && over >= 4 && busy + over == 60, "{busy} busy, {over} over: {errors:?}");
     log.close().await;
 }

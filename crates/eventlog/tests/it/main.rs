@@ -2,6 +2,12 @@
 //!
 //! This program is its own SQL worker: started with `sql-worker` it runs that instead of tests.
 
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests, which Clippy does not know as such without the standard harness"
+)]
+
 mod durability;
 mod isolation;
 mod limits;

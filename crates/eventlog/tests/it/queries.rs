@@ -192,7 +192,7 @@ async fn agree_with_a_naive_filter() {
         log.append(flows).await;
     }
     crate::support::eventually("two sealed segments", || log.log.status().segments >= 2).await;
-    assert!(log.log.status().hot_rows > 0, "part of the rows is still in memory");
+    assert!(log.log.status().wal_bytes > 0, "part of the rows is not sealed");
 
     let text = |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
     let window = "2026-02-05T03:00:00Z"..="2026-02-05T03:30:00Z";
@@ -345,7 +345,7 @@ async fn wrong_names() {
         ("SELECT 1 FROM audit_logs", "unknown table `audit_logs`: did you mean `audit_log`?"),
         ("SELECT 1 FROM zzzzzzzz", "there are audit_log, network_log, allowlist"),
         ("SELECT uper(tool) FROM audit_log", "did you mean 'upper'?"),
-        ("SELECT FROM WHERE", "Expected"),
+        ("SELEC 1", "Expected"),
         ("", "statement"),
         ("SELECT 1; SELECT 2", "statement"),
         ("SELECT _seq FROM audit_log", "unknown column `_seq`"),
