@@ -11,7 +11,7 @@ use estoppel_model::{
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::support::{
-    Answers, Harness, SESSION, Sink, client_hello, config, ending, reset, subject,
+    Answers, Harness, PATIENCE, SESSION, Sink, client_hello, config, ending, reset, subject,
 };
 
 /// A gateway with an open upload, of which the sink has some.
@@ -32,13 +32,17 @@ fn chunk() -> Vec<u8> {
     [b"2710\r\n".as_slice(), &[b'x'; 10_000], b"\r\n"].concat()
 }
 
-/// Writes until the connection is gone.
-async fn write_on(client: &mut TcpStream) -> std::io::Error {
-    loop {
-        if let Err(error) = client.write_all(&chunk()).await {
-            return error;
+/// Writes until the connection is gone, which must be before 50 MB are.
+async fn write_on(client: &mut TcpStream) {
+    let writing = async {
+        for _ in 0..5_000 {
+            if client.write_all(&chunk()).await.is_err() {
+                return;
+            }
         }
-    }
+        panic!("the connection still takes bytes");
+    };
+    tokio::time::timeout(PATIENCE, writing).await.unwrap();
 }
 
 /// Rows K7, P5: an upload is cut in the middle; the destination's own count is the recorded one.
