@@ -1,5 +1,7 @@
 //! Pages and requests against a real HTTP server on this machine (row K2).
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::{
     sync::{Arc, Mutex},
     time::Duration,

@@ -5,6 +5,13 @@
 //! `Run::next` and dies after a number of moves that the test chooses; then the next one starts,
 //! with nothing but the journal.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail as tests do"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use estoppel_model::{Actor, IncidentId, NewRecord, Record, RunId, Timestamp};

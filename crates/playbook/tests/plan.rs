@@ -1,5 +1,7 @@
 //! What the playbook against prompt injection would do (rows P4, P5, P7, K2).
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::fmt::Write as _;
 
 use estoppel_playbook::{Inputs, PROMPT_INJECTION, Playbook};
