@@ -36,7 +36,9 @@ pub enum ConnectError {
         text: String,
     },
     /// A token is needed.
-    #[error("no token is given: set ESTOPPEL_TOKEN (`estoppel token mint NAME --role agent` makes one)")]
+    #[error(
+        "no token is given: set ESTOPPEL_TOKEN (`estoppel token mint NAME --role agent` makes one)"
+    )]
     NoToken,
     /// The agent's name is none.
     #[error("agent: {0}")]
