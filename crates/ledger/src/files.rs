@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     os::unix::fs::DirBuilderExt,
     path::Path,
 };
@@ -18,7 +18,10 @@ pub(crate) fn replace(path: &Path, content: &[&[u8]]) -> Result<(), LedgerError>
     }
     file.sync_all().map_err(LedgerError::file("sync", &new))?;
     fs::rename(&new, path).map_err(LedgerError::file("rename into", path))?;
-    path.parent().map_or(Ok(()), sync_dir)
+    match path.parent() {
+        Some(dir) => sync_dir(dir).map_err(LedgerError::file("sync the folder", dir)),
+        None => Ok(()),
+    }
 }
 
 /// Creates a folder for its owner alone, and its name durably with it.
@@ -32,13 +35,14 @@ pub(crate) fn create_dir(dir: &Path) -> Result<(), LedgerError> {
         .create(dir)
         .map_err(LedgerError::file("create", dir))?;
     match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+        Some(parent) if !parent.as_os_str().is_empty() => {
+            sync_dir(parent).map_err(LedgerError::file("sync the folder", parent))
+        }
         _ => Ok(()),
     }
 }
 
-fn sync_dir(dir: &Path) -> Result<(), LedgerError> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(LedgerError::file("sync the folder", dir))
+/// Makes the names in a folder durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }

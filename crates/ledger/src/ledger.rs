@@ -83,8 +83,15 @@ impl Ledger {
     pub fn open(dir: &Path, signer: SigningKey, options: Options) -> Result<Self, LedgerError> {
         files::create_dir(dir)?;
         let lock = lock(dir)?;
-        let store = Store::open(dir, options.vfs.as_deref())?;
+        let store = Store::open(dir, options.vfs())?;
         let (frontier, checkpoint) = recover(&store, dir, &signer)?;
+        // SQLite syncs its log's name only where this connection created it. A process that was
+        // killed, or a reader that came first, may have, and their names are not durable yet.
+        match &options.disk {
+            Some(disk) => disk.sync_folder(dir),
+            None => files::sync_dir(dir),
+        }
+        .map_err(LedgerError::file("sync the folder", dir))?;
 
         let shared = Arc::new(Shared {
             dir: dir.to_owned(),
@@ -309,9 +316,7 @@ impl Ledger {
         let kept = readers().pop();
         let store = match kept {
             Some(store) => store,
-            None => {
-                Store::open_read_only(&self.inner.shared.dir, self.inner.options.vfs.as_deref())?
-            }
+            None => Store::open_read_only(&self.inner.shared.dir, self.inner.options.vfs())?,
         };
         let result = read(&store);
         let mut readers = readers();

@@ -33,6 +33,8 @@ mod store;
 mod verify;
 mod writer;
 
+use std::{fmt, io, path::Path, sync::Arc};
+
 pub use checkpoint::{Checkpoint, CheckpointError, Head};
 pub use damage::{Damage, Which};
 pub use error::{BODY_BYTES_MAX, KEY_BYTES_MAX, KIND_BYTES_MAX, LedgerError, RecordError};
@@ -45,9 +47,26 @@ pub use verify::{Truncation, VerifyReport, verify};
 /// How to open a ledger.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The SQLite VFS to keep the database on, by name; absent: the system's. Tests put a faulty
-    /// disk here.
-    pub vfs: Option<String>,
+    /// The disk to keep the database on; absent: the system's. Tests put a faulty one here.
+    pub disk: Option<Arc<dyn Disk>>,
+}
+
+impl Options {
+    fn vfs(&self) -> Option<&str> {
+        self.disk.as_deref().map(Disk::vfs)
+    }
+}
+
+/// What acknowledging rests on: the way to the database's files.
+pub trait Disk: fmt::Debug + Send + Sync {
+    /// The SQLite VFS, by name.
+    fn vfs(&self) -> &str;
+
+    /// Makes what was created in a folder durable.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
 }
 
 /// What became of an append.

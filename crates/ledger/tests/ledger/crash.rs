@@ -3,11 +3,11 @@
 
 use std::{collections::VecDeque, fs, path::Path};
 
-use estoppel_ledger::{Ledger, Options, Pending, verify};
-use estoppel_testkit::disk::{FaultyDisk, SqliteVfs};
+use estoppel_ledger::{Ledger, Pending, verify};
+use estoppel_testkit::disk::FaultyDisk;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::support::{key, open, record, scratch};
+use crate::support::{Faulty, key, open, record, scratch};
 
 const CRASHES: u64 = 200;
 
@@ -17,8 +17,7 @@ struct Recorded {
 }
 
 fn open_on(disk: &FaultyDisk, dir: &Path) -> Ledger {
-    let vfs = SqliteVfs::register(disk).unwrap();
-    Ledger::open(dir, key(), Options { vfs: Some(vfs.name().to_owned()) }).unwrap()
+    Ledger::open(dir, key(), Faulty::options(disk)).unwrap()
 }
 
 /// Appends in groups of several sizes, with several under way at once, over a clean restart and a

@@ -2,11 +2,12 @@
 
 use std::{fs, path::Path};
 
-use estoppel_ledger::{Appended, Ledger, LedgerError, Options, verify};
+use estoppel_ledger::{Appended, Ledger, LedgerError, verify};
 use estoppel_model::NewRecord;
 use estoppel_testkit::disk::{FaultyDisk, SqliteVfs};
+use rusqlite::{Connection, OpenFlags};
 
-use crate::support::{fill, key, open, record, scratch, tool};
+use crate::support::{Faulty, fill, key, open, record, scratch, tool};
 
 struct Bench {
     live: tempfile::TempDir,
@@ -21,9 +22,7 @@ impl Bench {
     }
 
     fn open(&self) -> Result<Ledger, LedgerError> {
-        let vfs = SqliteVfs::register(&self.disk).unwrap();
-        let options = Options { vfs: Some(vfs.name().to_owned()) };
-        Ledger::open(self.live.path(), key(), options)
+        Ledger::open(self.live.path(), key(), Faulty::options(&self.disk))
     }
 
     /// After a power cut now: how many records a fresh start finds.
@@ -183,30 +182,62 @@ fn what_a_restart_shows_survives_a_power_cut() {
         for seed in 0..20 {
             assert_eq!(bench.after_power_cut(seed), records, "seed {seed}");
         }
+        // And so does what is appended then: the log's name is durable, too.
+        fill(&ledger, records, records + 3);
+        for seed in 0..20 {
+            assert_eq!(bench.after_power_cut(seed), records + 3, "seed {seed}");
+        }
     }
 }
 
-/// The same with somebody who reads meanwhile, so that SQLite cannot move its log.
+/// The same with somebody who reads meanwhile, so that SQLite cannot move its log: not all of it, or
+/// (when the log was empty as the reader began) nothing, and then SQLite does not even sync it.
 #[test]
 fn a_reader_neither_delays_a_restart_nor_weakens_it() {
-    let bench = Bench::new();
-    let ledger = bench.open().unwrap();
-    fill(&ledger, 0, 1);
-    let reader = tool(bench.live.path());
-    reader.execute_batch("BEGIN").unwrap();
-    let count = || reader.query_row("SELECT count(*) FROM record", [], |row| row.get::<_, i64>(0));
-    assert_eq!(count(), Ok(1));
-    bench.disk.swallow_syncs(true);
-    fill(&ledger, 1, 8);
-    bench.disk.kill();
-    bench.disk.swallow_syncs(false);
-    drop(ledger);
+    for log_is_empty in [false, true] {
+        let bench = Bench::new();
+        let mut ledger = bench.open().unwrap();
+        fill(&ledger, 0, 1);
+        if log_is_empty {
+            drop(ledger);
+            ledger = bench.open().unwrap();
+        }
+        let reader = tool(bench.live.path());
+        reader.execute_batch("BEGIN").unwrap();
+        let count =
+            || reader.query_row("SELECT count(*) FROM record", [], |row| row.get::<_, i64>(0));
+        assert_eq!(count(), Ok(1));
+        bench.disk.swallow_syncs(true);
+        fill(&ledger, 1, 8);
+        bench.disk.kill();
+        bench.disk.swallow_syncs(false);
+        drop(ledger);
 
-    let ledger = bench.open().unwrap();
-    assert_eq!(count(), Ok(1), "the reader's state is an old one");
-    assert_eq!(ledger.head().size, 8);
-    for seed in 0..20 {
-        assert_eq!(bench.after_power_cut(seed), 8, "seed {seed}");
+        let ledger = bench.open().unwrap();
+        assert_eq!(count(), Ok(1), "the reader's state is an old one");
+        assert_eq!(ledger.head().size, 8);
+        for seed in 0..20 {
+            assert_eq!(bench.after_power_cut(seed), 8, "seed {seed}, empty log: {log_is_empty}");
+        }
+        fill(&ledger, 8, 12);
     }
-    fill(&ledger, 8, 12);
+}
+
+/// SQLite makes a log's name durable only for the connection that created the log.
+#[test]
+fn a_reader_that_came_first_does_not_weaken_what_is_acknowledged() {
+    let bench = Bench::new();
+    fill(&bench.open().unwrap(), 0, 3);
+    let vfs = SqliteVfs::register(&bench.disk).unwrap();
+    let path = bench.live.path().join("ledger.db");
+    let reader =
+        Connection::open_with_flags_and_vfs(path, OpenFlags::default(), vfs.name()).unwrap();
+    let count: i64 = reader.query_row("SELECT count(*) FROM record", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 3);
+    assert!(bench.live.path().join("ledger.db-wal").exists());
+    let ledger = bench.open().unwrap();
+    fill(&ledger, 3, 6);
+    for seed in 0..40 {
+        assert_eq!(bench.after_power_cut(seed), 6, "seed {seed}");
+    }
 }

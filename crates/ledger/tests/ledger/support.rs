@@ -1,8 +1,9 @@
-use std::{fs, path::Path};
+use std::{fs, io, path::Path, sync::Arc};
 
 use ed25519_dalek::SigningKey;
-use estoppel_ledger::{Appended, Ledger, LedgerError, Options};
+use estoppel_ledger::{Appended, Disk, Ledger, LedgerError, Options};
 use estoppel_model::{NewRecord, RecordKind, Timestamp};
+use estoppel_testkit::disk::{FaultyDisk, SqliteVfs};
 use rusqlite::{Connection, types::Value};
 
 pub(crate) fn key() -> SigningKey {
@@ -11,6 +12,30 @@ pub(crate) fn key() -> SigningKey {
 
 pub(crate) fn open(dir: &Path) -> Result<Ledger, LedgerError> {
     Ledger::open(dir, key(), Options::default())
+}
+
+/// A ledger's way to a faulty disk.
+#[derive(Debug)]
+pub(crate) struct Faulty {
+    disk: FaultyDisk,
+    vfs: SqliteVfs,
+}
+
+impl Faulty {
+    pub(crate) fn options(disk: &FaultyDisk) -> Options {
+        let vfs = SqliteVfs::register(disk).unwrap();
+        Options { disk: Some(Arc::new(Self { disk: disk.clone(), vfs })) }
+    }
+}
+
+impl Disk for Faulty {
+    fn vfs(&self) -> &str {
+        self.vfs.name()
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        self.disk.sync_folder(folder)
+    }
 }
 
 /// The `n`th record of a test; every third has a key.
