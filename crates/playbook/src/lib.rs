@@ -20,6 +20,7 @@ mod diagnostic;
 mod input;
 mod lint;
 mod plan;
+mod playbook;
 mod run;
 mod syntax;
 
@@ -29,10 +30,11 @@ pub use action::{ActionKind, Call, Effect, Lane, Repetition};
 pub use builtin::{BUILTIN, PROMPT_INJECTION, builtin};
 pub use diagnostic::{Code, Diagnostic, Diagnostics};
 pub use input::{InputError, InputType, Inputs, Value};
-pub use lint::{
-    Approval, Condition, InputSpec, OnTrouble, Playbook, Retry, SOURCE_BYTES_MAX, STEPS_MAX, Step,
-};
 pub use plan::{Plan, PlannedStep};
+pub use playbook::{
+    Approval, Condition, InputSpec, OnTrouble, Playbook, Retry, SOURCE_BYTES_MAX, STEPS_MAX, Step,
+    Undo,
+};
 pub use run::{
     AfterObservation, Next, Observation, Run, RunError, RunState, Runs, StepState, StepView,
     WORK_IN_FLIGHT_MAX, WaitReason,

@@ -5,8 +5,7 @@ use std::time::Duration;
 use estoppel_model::Timestamp;
 
 use crate::{
-    Approval, Call, Condition, Effect, Inputs, Lane, Playbook, Step,
-    lint::{Argument, Undo},
+    Approval, Call, Condition, Effect, Inputs, Lane, Playbook, Step, Undo, playbook::Argument,
 };
 
 /// What a run with some inputs would do.

@@ -10,7 +10,7 @@ use crate::{
     diagnostic::{Code, Diagnostic, did_you_mean},
     input::InputType,
     journal::{ApproverRole, StepOutcome},
-    lint::OnTrouble,
+    playbook::OnTrouble,
 };
 
 #[derive(Deserialize)]

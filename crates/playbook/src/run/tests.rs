@@ -1,3 +1,7 @@
+use std::collections::BTreeSet;
+
+use estoppel_model::NewRecord;
+
 use super::*;
 use crate::ActionKind;
 
