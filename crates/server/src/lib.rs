@@ -292,30 +292,7 @@ impl Server {
             .enable_all()
             .build()
             .map_err(StartError::Runtime)?;
-        let server = self.clone();
-        let serve = async move {
-            let listener = match tokio::net::TcpListener::from_std(listener) {
-                Ok(listener) => listener,
-                Err(error) => return tracing::error!(%error, "the API cannot listen"),
-            };
-            let draining = server.0.draining.clone();
-            let bound = {
-                let draining = draining.clone();
-                async move {
-                    draining.cancelled().await;
-                    tokio::time::sleep(DRAIN_MAX).await;
-                }
-            };
-            let app = http::router(server);
-            let serving = axum::serve(listener, app)
-                .with_graceful_shutdown(async move { draining.cancelled().await });
-            tokio::select! {
-                result = serving => if let Err(error) = result {
-                    tracing::error!(%error, "the API has ended");
-                },
-                () = bound => tracing::warn!("some connections did not end in time"),
-            }
-        };
+        let serve = http::listener::serve(self.clone(), listener, DRAIN_MAX);
         std::thread::Builder::new()
             .name("orders".to_owned())
             .spawn(move || runtime.block_on(serve))

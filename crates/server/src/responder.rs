@@ -38,6 +38,7 @@ const ACTOR: &str = "estoppel:responder";
 #[derive(Debug)]
 pub(crate) struct Responder {
     detectors: Mutex<Detectors>,
+    responses: Mutex<Responses>,
     policy: RwLock<Arc<DetectPolicy>>,
     playbook: Playbook,
     actor: Actor,
@@ -58,6 +59,7 @@ impl Responder {
         let (found, detections) = mpsc::channel(WAITING_MAX);
         let responder = Self {
             detectors: Mutex::new(Detectors::new()),
+            responses: Mutex::new(Responses::new()),
             policy: RwLock::new(Arc::new(policy)),
             playbook,
             actor: Actor::new(ACTOR).map_err(|_| StartError::Random)?,
@@ -107,6 +109,18 @@ impl Responder {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Forgets what was halted for: a person has released it, and decides anew.
+    pub(crate) fn released(&self, order: &Order) {
+        let mut responses = self.responses.lock().unwrap_or_else(PoisonError::into_inner);
+        order.scope.iter().for_each(|scope| responses.released(scope));
+    }
+
+    /// What follows from a detection.
+    fn respond(&self, detection: &Detection) -> Decision {
+        let policy = self.policy();
+        self.responses.lock().unwrap_or_else(PoisonError::into_inner).respond(detection, &policy)
+    }
+
     /// Where agents went while egress was learned.
     pub(crate) fn suggestions(&self) -> Vec<AllowlistSuggestion> {
         let detectors = self.detectors.lock().unwrap_or_else(PoisonError::into_inner);
@@ -128,7 +142,6 @@ pub(crate) async fn answer(
     mut found: mpsc::Receiver<Detection>,
     stop: CancellationToken,
 ) {
-    let mut responses = Responses::new();
     loop {
         let detection = tokio::select! {
             biased;
@@ -136,8 +149,7 @@ pub(crate) async fn answer(
             () = stop.cancelled() => None,
         };
         let Some(detection) = detection else { return };
-        let policy = server.responder().policy();
-        let decision = responses.respond(&detection, &policy);
+        let decision = server.responder().respond(&detection);
         if let Err(error) = respond(&server, &detection, decision).await {
             tracing::error!(detection = %detection.id, %error, "a detection was not answered");
         }

@@ -13,8 +13,8 @@ use std::{
 use estoppel_killswitch::frame::{Action, ActionResult, EnforcerKind, Outcome, Verb};
 use estoppel_ledger::Appended;
 use estoppel_model::{
-    Actor, EntityId, IncidentId, NewRecord, Order, OrderBody, OrderId, RunId, Scope, ScopeSet,
-    Subject, Untrusted,
+    Actor, EnforcerId, EntityId, IncidentId, NewRecord, Order, OrderBody, OrderId, RunId, Scope,
+    ScopeSet, Subject, Untrusted,
 };
 use estoppel_playbook::{
     AfterObservation, Call, Next, Observation, RunState,
@@ -29,6 +29,9 @@ use crate::{Server, incidents::Page, journal::JournalError};
 const IDLE: Duration = Duration::from_secs(5);
 /// How often an order's confirmations are looked at.
 const LOOK: Duration = Duration::from_millis(10);
+
+/// How often it is looked whether a host has come back.
+const HOST_LOOK: Duration = Duration::from_millis(50);
 
 /// Steps that this process is at.
 #[derive(Debug, Clone, Default)]
@@ -327,6 +330,33 @@ async fn act(server: &Server, step: &Step, session: &EntityId, verb: Verb) -> Do
     }
 }
 
+/// The connected hosts that run a session. After a start, and while one is away whose lease still
+/// holds, it is waited for: hosts come back within their lease.
+async fn hosts_of(server: &Server, session: &EntityId) -> Result<Vec<EnforcerId>, String> {
+    let lease = server.config().lease;
+    loop {
+        let scope = Scope::entity(estoppel_model::Kind::Session, session.clone());
+        let hosts = server.switchboard().ask(move |switch, _| {
+            let of_session = switch.enforcers().filter(|state| {
+                state.kind == EnforcerKind::Host
+                    && state.subjects.iter().any(|subject| scope.reaches(subject))
+            });
+            of_session.map(|state| (state.id, state.connection.is_some())).collect::<Vec<_>>()
+        });
+        let hosts = hosts.await.map_err(|error| error.to_string())?;
+        if !hosts.is_empty() && hosts.iter().all(|(_, connected)| *connected) {
+            return Ok(hosts.into_iter().map(|(id, _)| id).collect());
+        }
+        let just_started = server.clock().now().since(server.started_at()) < lease;
+        if hosts.is_empty() && !just_started {
+            return Err(format!(
+                "no connected host runs session {session} (`estoppel run` starts one)"
+            ));
+        }
+        tokio::time::sleep(HOST_LOOK).await;
+    }
+}
+
 /// Sends an action to every connected host of a session; the worst of their words.
 async fn host_word(
     server: &Server,
@@ -335,21 +365,7 @@ async fn host_word(
     verb: Verb,
     action: Uuid,
 ) -> Result<Outcome, String> {
-    let scope = Scope::entity(estoppel_model::Kind::Session, session.clone());
-    let hosts = server.switchboard().ask(move |switch, _| {
-        let of_session = switch.enforcers().filter(|state| {
-            state.kind == EnforcerKind::Host
-                && state.connection.is_some()
-                && state.subjects.iter().any(|subject| scope.reaches(subject))
-        });
-        of_session.map(|state| state.id).collect::<Vec<_>>()
-    });
-    let hosts = hosts.await.map_err(|error| error.to_string())?;
-    if hosts.is_empty() {
-        return Err(format!(
-            "no connected host runs session {session} (`estoppel run` starts one)"
-        ));
-    }
+    let hosts = hosts_of(server, session).await?;
     let mut answers = Vec::new();
     for host in hosts {
         let subject = Subject::session(session.clone());

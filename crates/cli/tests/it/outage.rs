@@ -26,6 +26,10 @@ fn halts_are_taken_while_the_ledger_is_broken() {
         assert!(status.success());
     }));
     let data = copy.path().join("f/data");
+    // SQLite would recover the file from its log.
+    for log in ["ledger/ledger.db-wal", "ledger/ledger.db-shm"] {
+        let _ = std::fs::remove_file(data.join(log));
+    }
     std::fs::write(data.join("ledger/ledger.db"), b"this is no database").unwrap();
     let server = Server::at(&data);
     assert_eq!(

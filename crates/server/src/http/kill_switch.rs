@@ -25,7 +25,9 @@ use super::{
     problem::Failure,
 };
 use crate::{
-    Server, order,
+    Server,
+    incidents::Chosen,
+    order,
     switchboard::{Ended, Given},
 };
 
@@ -110,26 +112,26 @@ pub(crate) async fn halt(
         tenant,
         body,
     };
-    let task = server.clone();
-    // In a task of its own: a client that hangs up does not end a halt half way.
-    let given = server.tasks().spawn(async move {
-        let given = match task.switchboard().give(order).await {
-            Ok(Ok(given)) => given,
-            Ok(Err(error)) => {
-                task.incidents().forget(chosen);
-                return Err(Failure::from(error));
-            }
-            Err(ended) => return Err(ended.into()),
-        };
-        if given.repeated {
-            task.incidents().forget(chosen);
-        } else {
-            task.incidents().halted_by_person(&given, chosen);
-        }
-        Ok(given)
-    });
-    let given = given.await.map_err(Failure::internal)??;
+    let given = give(&server, order, chosen).await?;
     Ok((StatusCode::ACCEPTED, Json(accepted(given).await)))
+}
+
+/// Puts an order in force; its incident is opened, paged and followed behind it.
+async fn give(server: &Server, order: Order, chosen: Chosen) -> Result<Given, Failure> {
+    let given = match server.switchboard().give(order).await {
+        Ok(Ok(given)) => given,
+        Ok(Err(error)) => {
+            server.incidents().forget(chosen);
+            return Err(error.into());
+        }
+        Err(ended) => return Err(ended.into()),
+    };
+    if given.repeated {
+        server.incidents().forget(chosen);
+    } else {
+        server.incidents().halted_by_person(&given, chosen);
+    }
+    Ok(given)
 }
 
 async fn accepted(mut given: Given) -> HaltAccepted {
@@ -174,17 +176,7 @@ pub(crate) async fn block(
         tenant,
         body: OrderBody::Block { destination: request.destination },
     };
-    let task = server.clone();
-    let given = server.tasks().spawn(async move {
-        let given = task.switchboard().give(order).await??;
-        if given.repeated {
-            task.incidents().forget(chosen);
-        } else {
-            task.incidents().halted_by_person(&given, chosen);
-        }
-        Ok::<_, Failure>(given)
-    });
-    let given = given.await.map_err(Failure::internal)??;
+    let given = give(&server, order, chosen).await?;
     Ok((StatusCode::ACCEPTED, Json(accepted(given).await)))
 }
 
@@ -270,12 +262,7 @@ pub(crate) async fn release(
     caller.at_least(Role::Lead)?;
     reason(&request.reason)?;
     let bound = within(&caller, &request.scope)?;
-    let task = server.clone();
-    let released = server.tasks().spawn(async move {
-        let actor = caller.0.actor;
-        give_release(&task, request, actor, bound).await
-    });
-    released.await.map_err(Failure::internal)?.map(Json)
+    give_release(&server, request, caller.0.actor, bound).await.map(Json)
 }
 
 /// Writes a release into the ledger and then gives it.
@@ -322,6 +309,7 @@ pub(crate) async fn give_release(
     let record = order::record(id, &signed, now).map_err(Failure::internal)?;
     server.journal().append(record).await?;
     server.switchboard().give_recorded(signed).await??;
+    orders.iter().for_each(|order| server.responder().released(order));
     server.incidents().released(&orders, &request.reason, &by).await?;
     still_active(server, id, plan.orders, request.scope).await
 }

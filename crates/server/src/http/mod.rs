@@ -20,6 +20,7 @@ mod evidence;
 mod extract;
 mod incidents;
 pub(crate) mod kill_switch;
+pub(crate) mod listener;
 pub(crate) mod problem;
 mod runs;
 pub(crate) mod sql;
@@ -85,7 +86,8 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/v1/halts/{id}", get(kill_switch::status))
         .route("/v1/blocks", post(kill_switch::block))
         .route("/v1/stream", get(stream::get))
-        .route("/healthz", get(status::health));
+        .route("/healthz", get(status::health))
+        .layer(middleware::from_fn_with_state(server.clone(), on_own_task));
     let work = Router::new()
         .route("/v1/events", post(events::post))
         .route("/v1/sql", post(sql::post))
@@ -117,6 +119,15 @@ pub(crate) fn router(server: Server) -> Router {
         .with_state(server)
 }
 
+/// Runs a handler in a task of its own: a client that hangs up does not end a halt half way.
+async fn on_own_task(State(server): State<Server>, request: Request, next: Next) -> Response {
+    match server.tasks().spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(error) => Failure::internal(error).into_response(),
+    }
+}
+
+/// As [`on_own_task`], and away from the orders' threads.
 async fn on_work_runtime(State(server): State<Server>, request: Request, next: Next) -> Response {
     match server.work().spawn(next.run(request)).await {
         Ok(response) => response,

@@ -10,6 +10,7 @@ use axum::{
 use estoppel_api::{
     CredentialMinted, CredentialRequest, Problem, Role, TokenMinted, TokenRequest, TokenSummary,
 };
+use estoppel_killswitch::server::LOCAL_ACTOR_PREFIX;
 use estoppel_model::{NewRecord, RecordKind};
 use uuid::Uuid;
 
@@ -37,6 +38,12 @@ pub(crate) async fn mint(
 ) -> Result<(StatusCode, Json<TokenMinted>), Failure> {
     caller.at_least(Role::Admin)?;
     caller.unbound("it cannot mint tokens")?;
+    if [LOCAL_ACTOR_PREFIX, "estoppel:"].iter().any(|ours| request.name.as_str().starts_with(ours))
+    {
+        return Err(Failure::Unprocessable(
+            "names that begin with `local:` or `estoppel:` are for halts given on a host and for the server itself".to_owned(),
+        ));
+    }
     let now = server.clock().now();
     let (minted, summary) = server.tokens().mint(&request, now).map_err(Failure::internal)?;
     record(&server, &caller, MINTED, &summary).await?;

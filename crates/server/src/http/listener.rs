@@ -1,0 +1,78 @@
+//! The API's listener.
+//!
+//! A client that closes its side right behind its request (`curl` that is interrupted, a script that
+//! does not wait) is served all the same: without half-closed connections hyper would drop such a
+//! request before a handler has seen it, and a halt with it.
+
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::TaskTracker;
+
+use crate::Server;
+
+/// How long a client may take for the head of a request.
+const HEAD_MAX: Duration = Duration::from_secs(15);
+/// Largest head of a request, in bytes.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// How long to wait when no connection can be accepted, for want of descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until the server drains, and then for at most `drain_max`.
+pub(crate) async fn serve(server: Server, listener: std::net::TcpListener, drain_max: Duration) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "the API cannot listen"),
+    };
+    let app = super::router(server.clone());
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = server.draining() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                connections.spawn(connection(server.clone(), app.clone(), stream));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    connections.close();
+    if tokio::time::timeout(drain_max, connections.wait()).await.is_err() {
+        tracing::warn!("some connections did not end in time");
+    }
+}
+
+async fn connection(server: Server, app: axum::Router, stream: TcpStream) {
+    // Frames and answers are small and must not wait for more.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection ended at once");
+    }
+    let connection = http1::Builder::new()
+        .half_close(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = server.draining() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
