@@ -67,9 +67,7 @@ impl Descendants {
 
     /// Stops all of them; `false` when some were not within that time.
     pub(crate) fn freeze(&self, within: Duration) -> io::Result<bool> {
-        self.until(within, Signal::STOP, |process| {
-            process.stat().map_or(true, crate::process::Stat::is_still)
-        })
+        self.until(within, Signal::STOP, Process::is_stopped)
     }
 
     pub(crate) fn thaw(&self) -> io::Result<()> {
@@ -84,7 +82,7 @@ impl Descendants {
         self.until(within.saturating_sub(start.elapsed()), Signal::KILL, Process::has_ended)
     }
 
-    /// Signals whoever is not `done`, in rounds, until a round finds nobody.
+    /// Signals whoever is not `done`, in rounds, until two rounds find nobody.
     fn until(
         &self,
         within: Duration,
@@ -92,11 +90,20 @@ impl Descendants {
         done: impl Fn(&Process) -> bool,
     ) -> io::Result<bool> {
         let deadline = Instant::now() + within;
+        let mut quiet = false;
         loop {
             let left: Vec<Process> = self.list()?.into_iter().filter(|it| !done(it)).collect();
             if left.is_empty() {
-                return Ok(true);
+                // A look is not one instant: a process seen stopped is continued by the kernel when
+                // another one, seen later, ends and orphans its group (`SIGHUP`, then `SIGCONT`). Who
+                // is still twice stays so: nobody is left who could end.
+                if quiet {
+                    return Ok(true);
+                }
+                quiet = true;
+                continue;
             }
+            quiet = false;
             for process in &left {
                 process.signal(signal)?;
             }

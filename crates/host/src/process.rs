@@ -157,10 +157,48 @@ impl Process {
         Ok(String::from_utf8_lossy(target.to_bytes()).into_owned())
     }
 
+    /// Whether it will run no more of its own code until it is continued.
+    ///
+    /// Stopped, or waiting within `vfork` for a child that is stopped before its `exec`, with a stop
+    /// of its own pending: the kernel shows that as uninterruptible sleep, and it lasts.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stat().map_or(true, |stat| {
+            stat.is_still()
+                || (stat.state == b'D' && self.waits_in_vfork() && self.stop_is_pending())
+        })
+    }
+
+    fn waits_in_vfork(&self) -> bool {
+        self.small_file("wchan").is_ok_and(|function| {
+            ["kernel_clone", "_do_fork", "wait_for_vfork_done"]
+                .iter()
+                .any(|known| function.starts_with(known.as_bytes()))
+        })
+    }
+
+    fn stop_is_pending(&self) -> bool {
+        self.small_file("status").is_ok_and(|status| stop_in(&String::from_utf8_lossy(&status)))
+    }
+
     /// Whether the process has ended, waited for or not.
     pub(crate) fn has_ended(&self) -> bool {
         self.stat().map_or(true, Stat::is_dead)
     }
+}
+
+/// Whether an error of `/proc/PID` means that the process has ended or is about to.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
+/// Whether the pending signals of `/proc/PID/status` hold SIGSTOP.
+fn stop_in(status: &str) -> bool {
+    let bit = 1_u64 << (Signal::STOP.as_raw() - 1);
+    status
+        .lines()
+        .filter_map(|line| line.strip_prefix("ShdPnd:").or_else(|| line.strip_prefix("SigPnd:")))
+        .any(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & bit != 0))
 }
 
 fn regular(fd: OwnedFd) -> io::Result<fs::File> {
@@ -182,6 +220,15 @@ mod tests {
         assert_eq!(Stat::parse(text), Some(Stat { state: b'S', parent: 7, start_ticks: 987_654 }));
         assert_eq!(Stat::parse(b""), None);
         assert_eq!(Stat::parse(b"42 (a) S 7"), None);
+    }
+
+    #[test]
+    fn a_pending_stop_is_read_from_the_masks() {
+        let status = |shared: &str| format!("SigPnd:\t0000000000000000\nShdPnd:\t{shared}\n");
+        assert!(stop_in(&status("0000000000040000")));
+        assert!(stop_in(&status("0000000000044100")));
+        assert!(!stop_in(&status("0000000000020000")));
+        assert!(!stop_in("SigIgn:\t0000000000040000\n"));
     }
 
     #[test]

@@ -357,10 +357,11 @@ impl Prepared {
         {
             return Err(RunError::Failed { message, code });
         }
-        let containment = Containment::observe(&main, arranged).or_else(|source| {
-            // It may have done its work already; then nothing need be known of it.
-            if main.has_ended() { Ok(Containment::ended()) } else { Err(source) }
-        });
+        let containment = match Containment::observe(&main, arranged) {
+            // It may have done its work already. Links of `/proc` go before the process does.
+            Err(error) if crate::process::is_gone(&error) => Ok(Containment::ended()),
+            observed => observed,
+        };
         let containment = containment.map_err(RunError::step("looking at the agent"))?;
         self.socket = None;
         Ok(Agent {

@@ -247,7 +247,7 @@ impl<O: Orders> Supervisor<O> {
             Err(error) => {
                 // Where freezing is impossible, kill is the stop.
                 tracing::error!(%error, "the agent cannot be frozen: it is killed");
-                self.frozen = Some(FreezeReport { complete: true, processes: 0 });
+                self.frozen = Some(FreezeReport { complete: false, processes: 0 });
                 self.containment = format!("could not be frozen ({error}) and was killed instead");
                 match blocking(&processes, |processes| processes.kill(KILL_WITHIN)).await {
                     Ok(()) => Vec::new(),
@@ -258,7 +258,14 @@ impl<O: Orders> Supervisor<O> {
     }
 
     async fn thaw(&mut self) -> io::Result<()> {
-        blocking(&self.agent.processes, |processes| processes.thaw(THAW_WITHIN)).await?;
+        let thawed = blocking(&self.agent.processes, |processes| processes.thaw(THAW_WITHIN)).await;
+        match thawed {
+            // The kernel has been told, so that from here on it must be taken for running.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                tracing::warn!("some processes have not been seen to go on yet");
+            }
+            thawed => thawed?,
+        }
         self.frozen = None;
         self.captures.forget();
         tracing::info!("the agent goes on");

@@ -5,11 +5,11 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::mpsc::sync_channel,
+    sync::{Arc, Mutex, mpsc::sync_channel},
     time::{Duration, Instant},
 };
 
-use estoppel_host::{CgroupMode, Containment, Freezer, Mode, Prepared, RunConfig};
+use estoppel_host::{CgroupMode, Containment, Freezer, Mode, Prepared, Processes, RunConfig};
 use estoppel_model::{EntityId, Subject};
 
 use crate::{agents, orders::Script};
@@ -115,9 +115,21 @@ pub(crate) fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// What [`start`] has started.
+static STARTED: Mutex<Vec<Arc<Processes>>> = Mutex::new(Vec::new());
+
 /// Starts without a supervisor.
 pub(crate) fn start(config: RunConfig) -> estoppel_host::Agent {
-    Prepared::new(config).unwrap().start(&Script::free(), Mode::Enforce).unwrap()
+    let agent = Prepared::new(config).unwrap().start(&Script::free(), Mode::Enforce).unwrap();
+    STARTED.lock().unwrap().push(agent.processes());
+    agent
+}
+
+/// Kills what a test has left, also one that failed.
+pub(crate) fn end_agents() {
+    for processes in STARTED.lock().unwrap().drain(..) {
+        processes.kill(SOON).unwrap();
+    }
 }
 
 /// Both ways to hold processes.

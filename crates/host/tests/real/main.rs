@@ -69,7 +69,11 @@ fn run(arguments: &[OsString]) -> ExitCode {
     }
     if let [(_, test)] = named.as_slice() {
         match machine::permits() {
-            Ok(()) => test(),
+            Ok(()) => {
+                let passed = std::panic::catch_unwind(test).is_ok();
+                machine::end_agents();
+                return if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            }
             Err(why) if std::env::var_os("ESTOPPEL_REAL").is_some_and(|it| it == "1") => {
                 panic!("ESTOPPEL_REAL=1, and this machine does not permit it: {why}");
             }

@@ -4,7 +4,7 @@ use estoppel_host::{Agent, CgroupMode};
 
 use crate::{
     Test,
-    machine::{Place, SOON, each_freezer, start, until},
+    machine::{Place, SOON, each_freezer, end_agents, start, until},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -71,8 +71,7 @@ fn gone_with_its_agent() {
         .into_iter()
         .find(|path| path.exists())
         .unwrap();
-    let processes = agent.processes();
-    processes.kill(SOON).unwrap();
-    drop((agent, processes));
+    drop(agent);
+    end_agents();
     until(|| (!folder.exists()).then_some(()));
 }

@@ -6,6 +6,7 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     process::{Child, Command, ExitCode, Stdio},
     sync::Arc,
+    time::Instant,
 };
 
 use estoppel_host::{
@@ -143,14 +144,17 @@ fn a_halt() {
         assert!(run.state().await.ends_with("running"));
 
         let (first, second) = (halt("session:real", Some(case)), halt("global", Some(case)));
+        let ordered = Instant::now();
         run.script.order(&first);
         let (order, settlement) = run.settled().await;
+        eprintln!("ordered to settled: {:?}", ordered.elapsed());
         assert_eq!(order, first.id);
         assert!(settlement.processes_frozen >= 1 && settlement.not_interruptible.is_empty());
         assert!(settlement.containment.unwrap().contains("only the gateway is reachable"));
         assert!(place.stays("out"));
 
         let captured = run.captured().await;
+        eprintln!("ordered to captured: {:?}, {} bytes", ordered.elapsed(), captured.bytes);
         assert_eq!((captured.case, captured.order), (Some(case), Some(first.id)));
         let (_, manifest) = Captured::open(&captured.folder).unwrap();
         assert_eq!(manifest.authority, "halt by alice: suspected injection");
