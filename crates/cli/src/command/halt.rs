@@ -83,7 +83,7 @@ async fn wait(
         }
         let settled = matches!(status.state, HaltState::Settled | HaltState::Released);
         if settled || begun.elapsed() >= limit {
-            output.answer(&status, |status| super::status::halt_lines(status))?;
+            output.answer(&status, super::status::halt_lines)?;
             return Ok(if settled { ExitCode::SUCCESS } else { Exit::NotSettled.into() });
         }
         tokio::time::sleep(POLL).await;

@@ -14,7 +14,7 @@ use estoppel_connect::{
 use estoppel_eventlog::WorkerCommand;
 use estoppel_model::{EntityId, Secret};
 use estoppel_server::{EgressResponse, Running, Server, ServerConfig};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{enforcer, hidden};
 use crate::{
@@ -103,7 +103,7 @@ async fn run(config: Config, output: &Output) -> Result {
     let running = Server::start(server_config)
         .await
         .map_err(|error| CommandError::new(Exit::Failed, error))?;
-    let stop = CancellationToken::new();
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let gateway = if config.gateway.start {
         let token = running
             .machine_token("gateway", Role::Enforcer)
@@ -114,7 +114,7 @@ async fn run(config: Config, output: &Output) -> Result {
             token,
             config: config.clone(),
         };
-        Some(tokio::spawn(keep(child, stop.clone())))
+        Some(tasks.spawn(keep(child, stop.clone())))
     } else {
         None
     };

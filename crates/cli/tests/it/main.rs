@@ -1,5 +1,13 @@
 //! The binary as its users meet it: real processes, real sockets, real curl.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, says what it skips, and polls other processes"
+)]
+
 mod bad_input;
 mod demo;
 mod events;

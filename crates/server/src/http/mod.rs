@@ -129,7 +129,7 @@ async fn on_own_task(State(server): State<Server>, request: Request, next: Next)
 
 /// As [`on_own_task`], and away from the orders' threads.
 async fn on_work_runtime(State(server): State<Server>, request: Request, next: Next) -> Response {
-    match server.work().spawn(next.run(request)).await {
+    match server.tasks().spawn_on(next.run(request), server.work()).await {
         Ok(response) => response,
         Err(error) => Failure::internal(error).into_response(),
     }

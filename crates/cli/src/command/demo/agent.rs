@@ -5,6 +5,11 @@
 //! stands in a document. It uses the proxy of its environment as any HTTP client does, and when
 //! that fails it tries without.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a process of its own, which paces itself as agents do"
+)]
+
 use std::{
     io::{Read as _, Write as _},
     net::{TcpStream, ToSocketAddrs as _},

@@ -70,6 +70,7 @@ impl Drop for Actor {
 
 impl Actor {
     /// Asks the process to end, and waits for it.
+    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
     fn end(&mut self) {
         if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw)
         {
