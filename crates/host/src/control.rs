@@ -264,7 +264,8 @@ fn parse(line: &str, uid: u32, clock: &dyn Clock) -> Result<Order, String> {
     if bytes > REASON_BYTES_MAX {
         return Err(ControlError::ReasonTooLong { bytes }.to_string());
     }
-    let issued_by = Actor::new(&format!("local:uid-{uid}")).map_err(|error| error.to_string())?;
+    let issued_by = Actor::new(&format!("local:uid-{uid}@{}", host_name()))
+        .map_err(|error| error.to_string())?;
     Ok(Order {
         id: halt.id.unwrap_or_default(),
         scope: halt.scope,
@@ -275,6 +276,12 @@ fn parse(line: &str, uid: u32, clock: &dyn Clock) -> Result<Order, String> {
         tenant: None,
         body: OrderBody::Halt { until: None },
     })
+}
+
+/// The same for all supervisors of a host, so that what they hand to the server is one order.
+fn host_name() -> String {
+    nix::unistd::gethostname()
+        .map_or_else(|_| "localhost".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 async fn ask(order: Order, requests: &mpsc::Sender<LocalRequest>) -> Result<Halted, String> {

@@ -16,7 +16,7 @@ use std::{
 };
 
 use estoppel_link::{
-    LinkEvent,
+    LinkEvent, LocalHalt,
     frame::{Action, Outcome, Settlement},
 };
 use estoppel_model::{Actor, Clock, Order, OrderBody, OrderId, Subject};
@@ -35,6 +35,8 @@ use crate::{
 const FREEZE_WITHIN: Duration = Duration::from_secs(2);
 const THAW_WITHIN: Duration = Duration::from_secs(2);
 const KILL_WITHIN: Duration = Duration::from_secs(5);
+/// How long a local halt waits for the disk, while the agent is frozen already.
+const DURABLE_WITHIN: Duration = Duration::from_secs(5);
 /// How often what is left of a held agent is looked at, once its first process has ended.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How many orders and outcomes are remembered, to know them again.
@@ -308,19 +310,41 @@ impl<O: Orders> Supervisor<O> {
         let LocalRequest { order, answer } = request;
         let subject = self.config.subject.clone();
         let result = if order.scope.reaches(&subject) {
-            match self.orders.halt_locally(order.clone()) {
+            match self.put_in_force(&order).await {
                 Ok(halt) => {
                     let not_stopped = self.ordered(&Arc::new(order)).await;
                     let halted = LocalRequest::reached(halt, subject, self.containment.clone());
                     Ok(self.halted(halted, not_stopped))
                 }
-                Err(error) => Err(error.to_string()),
+                Err(why) => {
+                    // Nothing may hold it now.
+                    self.reconcile().await;
+                    Err(why)
+                }
             }
         } else {
             Ok(LocalRequest::not_reached(order.id, subject))
         };
         // Who asked may have gone; the halt is in force all the same.
         let _ = answer.send(result);
+    }
+
+    /// Freezes, and then gives the halt to the link, which writes it to a disk that may hang.
+    async fn put_in_force(&mut self, order: &Order) -> Result<LocalHalt, String> {
+        if self.config.mode == Mode::Enforce {
+            self.freeze().await;
+        }
+        let (orders, given) = (self.orders.clone(), order.clone());
+        let giving = tokio::task::spawn_blocking(move || orders.halt_locally(given));
+        match tokio::time::timeout(DURABLE_WITHIN, giving).await {
+            Ok(Ok(given)) => given.map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            // It is in force before it is written.
+            Err(_) if self.orders.halted_by(order, &self.config.subject) => {
+                Ok(LocalHalt { order: order.id, durable: false })
+            }
+            Err(_) => Err("the link did not take the order in time".to_owned()),
+        }
     }
 
     fn halted(&self, mut halted: Halted, not_stopped: Vec<String>) -> Halted {

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use estoppel_host::Orders;
+use estoppel_host::{Orders, Processes};
 use estoppel_link::{
     LinkError, LinkEvent, LocalHalt, Refusal,
     frame::{Outcome, Settlement},
@@ -31,6 +31,8 @@ pub(crate) enum Said {
 #[derive(Debug, Clone)]
 pub(crate) struct Script {
     state: Arc<Mutex<State>>,
+    /// Must be frozen when a local halt is given.
+    frozen_first: Option<Arc<Processes>>,
     events: mpsc::Sender<LinkEvent>,
     said: mpsc::Sender<Said>,
 }
@@ -52,7 +54,12 @@ impl Script {
     pub(crate) fn new() -> (Self, mpsc::Receiver<LinkEvent>, mpsc::Receiver<Said>) {
         let (events, receiver) = mpsc::channel(64);
         let (said, hear) = mpsc::channel(64);
-        (Self { state: Arc::default(), events, said }, receiver, hear)
+        (Self { state: Arc::default(), frozen_first: None, events, said }, receiver, hear)
+    }
+
+    pub(crate) fn expecting_frozen_first(mut self, processes: Arc<Processes>) -> Self {
+        self.frozen_first = Some(processes);
+        self
     }
 
     /// One that nobody listens to and that stops nothing.
@@ -109,6 +116,10 @@ impl Orders for Script {
 
     fn halt_locally(&self, order: Order) -> Result<LocalHalt, LinkError> {
         let id = order.id;
+        if let Some(processes) = &self.frozen_first {
+            let now = std::time::Duration::ZERO;
+            assert!(processes.await_frozen(now).unwrap().complete, "a disk came before the freeze");
+        }
         self.order(&Arc::new(order));
         Ok(LocalHalt { order: id, durable: true })
     }

@@ -58,6 +58,11 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn of(place: &Place, agent: Agent, mode: Mode) -> Self {
         let (script, events, said) = Script::new();
+        let script = if mode == Mode::Enforce {
+            script.expecting_frozen_first(agent.processes())
+        } else {
+            script
+        };
         let (local, requests) = mpsc::channel(4);
         let (captures, captured) = mpsc::channel(4);
         let stop = CancellationToken::new();
