@@ -62,6 +62,12 @@ async fn supervise(args: RunArgs, connect: &Connect, output: &Output) -> Result 
     let evidence = state.join("evidence");
     let client = connect.client()?;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    // Before the confinement is made: what is not there yet cannot be hidden from the agent.
+    std::fs::create_dir_all(&state).map_err(|error| {
+        let error =
+            anyhow::Error::new(error).context(format!("state folder `{}`", state.display()));
+        CommandError::new(Exit::Failed, error).hint("give another folder with --state")
+    })?;
 
     let mut prepared = prepare(&args, connect, &client, &subject, &state).await?;
     let listener = prepared.take_listener();
@@ -106,7 +112,15 @@ async fn supervise(args: RunArgs, connect: &Connect, output: &Output) -> Result 
     ready(&host, args.allow_on_lost).await?;
 
     let mode = if args.observe { Mode::Observe } else { Mode::Enforce };
-    let agent = prepared.start(&host, mode).map_err(refused)?;
+    let agent = match prepared.start(&host, mode) {
+        Ok(agent) => agent,
+        // The code that a shell gives, as scripts around the wrapped command expect it.
+        Err(error) => {
+            let code = ExitCode::from(error.exit_code());
+            output.error(&refused(error));
+            return Ok(code);
+        }
+    };
     output.note(&format!("estoppel: {}", said(agent.containment(), &session)));
 
     let (local, requests) = mpsc::channel(16);
