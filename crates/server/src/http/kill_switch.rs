@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How long an answer waits to learn how safely an order is kept. The whole answer has 250 ms.
-const DURABLE_WAIT: Duration = Duration::from_millis(150);
+const DURABLE_WAIT: Duration = Duration::from_millis(100);
 
 impl From<Ended> for Failure {
     fn from(ended: Ended) -> Self {
