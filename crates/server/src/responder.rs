@@ -286,7 +286,9 @@ async fn write(
     server.incidents().open(chosen, opened).await?;
     server.incidents().page(page);
     let now = server.clock().now();
-    server.journal().append(detected.record(now)?).await?;
+    // When it was found, rather than when the ledger came to it.
+    let record = detected.record(detected.received_at)?;
+    server.journal().append(record).await?;
     if let Some(started) = started {
         // One run of the playbook for an incident at a time.
         let running =
@@ -299,8 +301,9 @@ async fn write(
 }
 
 fn title(detection: &Detection) -> String {
-    // The summary is our own words, inert on one line; a reason has a bound.
-    detection.summary.chars().take(400).collect()
+    // The summary is our own words, inert on one line; a reason has a bound. Quotation marks of code
+    // would be escaped wherever the title stands in code itself.
+    detection.summary.chars().filter(|c| *c != '`').take(400).collect()
 }
 
 fn detected(incident: IncidentId, detection: &Detection) -> Detected {

@@ -281,7 +281,8 @@ fn pager() -> (String, Arc<Mutex<Vec<String>>>) {
             if reader.read_exact(&mut body).is_err() {
                 continue;
             }
-            let page: Value = serde_json::from_slice(&body).unwrap();
+            // A server that is killed while it pages leaves half a request behind.
+            let Ok(page) = serde_json::from_slice::<Value>(&body) else { continue };
             seen.lock().unwrap().push(page["id"].as_str().unwrap().to_owned());
             let mut stream = stream;
             let _ = stream.write_all(

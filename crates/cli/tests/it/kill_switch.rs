@@ -273,3 +273,27 @@ fn jiff_now_plus(seconds: u64) -> String {
     use estoppel_model::Clock as _;
     (estoppel_model::SystemClock.now() + std::time::Duration::from_secs(seconds)).to_string()
 }
+
+/// What the server mints, a gateway takes: the two do not link each other.
+#[test]
+fn a_minted_credential_is_good_at_a_gateway() {
+    use estoppel_model::Clock as _;
+    let server = Server::start();
+    let (status, policy) = server.admin("GET", "/v1/gateway/policy", &Value::Null);
+    assert_eq!(status, 200, "{policy}");
+    let subject = json!({ "session": "abc123", "user": "alice" });
+    let (status, minted) =
+        server.admin("POST", "/v1/gateway/credentials", &json!({ "subject": subject }));
+    assert_eq!(status, 201, "{minted}");
+    let verifier =
+        estoppel_gateway::credential::Verifier::new(policy["key"].as_str().unwrap()).unwrap();
+    let credential = minted["credential"].as_str().unwrap();
+    let now = estoppel_model::SystemClock.now();
+    let found = verifier.verify(credential, now).unwrap();
+    assert_eq!(serde_json::to_value(found).unwrap(), subject);
+    assert!(verifier.verify(&format!("{credential}x"), now).is_err());
+    let later = now + std::time::Duration::from_secs(2 * 86_400);
+    assert!(verifier.verify(credential, later).is_err());
+    let nobody = server.admin("POST", "/v1/gateway/credentials", &json!({ "subject": {} }));
+    assert_eq!(nobody.0, 422);
+}
