@@ -79,7 +79,8 @@ impl Connector {
             if station.disconnected(problem.clone()) {
                 failures = 0;
             }
-            if !said || failures == 0 {
+            // That we end ourselves is nothing to warn of.
+            if !stop.is_cancelled() && (!said || failures == 0) {
                 tracing::warn!(server = %server.url, problem, "not connected");
             }
             let pause = pause(failures, self.servers.len());
