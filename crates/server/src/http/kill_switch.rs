@@ -16,7 +16,8 @@ use estoppel_killswitch::{
     server::{HaltProgress, ReleaseError, SubmitError},
 };
 use estoppel_model::{
-    EntityId, Kind, Order, OrderBody, OrderId, REASON_BYTES_MAX, Scope, ScopeSet, Subject,
+    EntityId, IncidentId, Kind, Order, OrderBody, OrderId, REASON_BYTES_MAX, Scope, ScopeSet,
+    Subject,
 };
 use serde::Deserialize;
 
@@ -25,9 +26,7 @@ use super::{
     problem::Failure,
 };
 use crate::{
-    Server,
-    incidents::Chosen,
-    order,
+    Server, order,
     switchboard::{Ended, Given},
 };
 
@@ -93,31 +92,43 @@ pub(crate) async fn halt(
     JsonBody(request): JsonBody<HaltRequest>,
 ) -> Result<(StatusCode, Json<HaltAccepted>), Failure> {
     caller.at_least(Role::Responder)?;
-    reason(&request.reason)?;
-    let now = server.clock().now();
-    if request.until.is_some_and(|until| until <= now) {
+    if request.until.is_some_and(|until| until <= server.clock().now()) {
         return Err(Failure::Unprocessable("`until` is not in the future".to_owned()));
     }
-    let tenant = within(&caller, &request.scope)?;
-    let body = OrderBody::Halt { until: request.until };
-    let subject = Subject::default();
-    let chosen = server.incidents().choose(Some(&request.scope), &subject, request.incident);
-    let order = Order {
-        id: request.id.unwrap_or_default(),
-        scope: request.scope,
-        reason: request.reason,
-        issued_by: caller.0.actor,
-        issued_at: now,
-        incident: Some(chosen.id),
-        tenant,
-        body,
-    };
-    let given = give(&server, order, chosen).await?;
-    Ok((StatusCode::ACCEPTED, Json(accepted(given).await)))
+    let HaltRequest { scope, reason, id, until, incident } = request;
+    let body = OrderBody::Halt { until };
+    give(&server, caller, Wish { id, scope, reason, incident, body }).await
+}
+
+/// What a person wants ordered.
+struct Wish {
+    id: Option<OrderId>,
+    scope: ScopeSet,
+    reason: String,
+    incident: Option<IncidentId>,
+    body: OrderBody,
 }
 
 /// Puts an order in force; its incident is opened, paged and followed behind it.
-async fn give(server: &Server, order: Order, chosen: Chosen) -> Result<Given, Failure> {
+async fn give(
+    server: &Server,
+    caller: Caller,
+    wish: Wish,
+) -> Result<(StatusCode, Json<HaltAccepted>), Failure> {
+    reason(&wish.reason)?;
+    let tenant = within(&caller, &wish.scope)?;
+    let subject = Subject::default();
+    let chosen = server.incidents().choose(Some(&wish.scope), &subject, wish.incident);
+    let order = Order {
+        id: wish.id.unwrap_or_default(),
+        scope: wish.scope,
+        reason: wish.reason,
+        issued_by: caller.0.actor,
+        issued_at: server.clock().now(),
+        incident: Some(chosen.id),
+        tenant,
+        body: wish.body,
+    };
     let given = match server.switchboard().give(order).await {
         Ok(Ok(given)) => given,
         Ok(Err(error)) => {
@@ -131,7 +142,7 @@ async fn give(server: &Server, order: Order, chosen: Chosen) -> Result<Given, Fa
     } else {
         server.incidents().halted_by_person(&given, chosen);
     }
-    Ok(given)
+    Ok((StatusCode::ACCEPTED, Json(accepted(given).await)))
 }
 
 async fn accepted(mut given: Given) -> HaltAccepted {
@@ -162,22 +173,9 @@ pub(crate) async fn block(
     JsonBody(request): JsonBody<BlockRequest>,
 ) -> Result<(StatusCode, Json<HaltAccepted>), Failure> {
     caller.at_least(Role::Responder)?;
-    reason(&request.reason)?;
-    let tenant = within(&caller, &request.scope)?;
-    let subject = Subject::default();
-    let chosen = server.incidents().choose(Some(&request.scope), &subject, request.incident);
-    let order = Order {
-        id: request.id.unwrap_or_default(),
-        scope: request.scope,
-        reason: request.reason,
-        issued_by: caller.0.actor,
-        issued_at: server.clock().now(),
-        incident: Some(chosen.id),
-        tenant,
-        body: OrderBody::Block { destination: request.destination },
-    };
-    let given = give(&server, order, chosen).await?;
-    Ok((StatusCode::ACCEPTED, Json(accepted(given).await)))
+    let BlockRequest { scope, destination, reason, id, incident } = request;
+    let body = OrderBody::Block { destination };
+    give(&server, caller, Wish { id, scope, reason, incident, body }).await
 }
 
 /// Which scope is asked about.
