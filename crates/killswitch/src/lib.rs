@@ -5,7 +5,8 @@
 //! - [`Verdicts`]: the fold of what is in force, for the hot path (*hot-path-is-local*).
 //! - [`Lease`]: until when an enforcer may go on without a server (*lease*).
 //! - [`enforcer::Enforcer`] and [`server::Switch`]: the two sides, `step(input, now) → effects`.
-//!   Everything else only drives them, the simulation in `tests/` does, too.
+//!   Everything else only drives them, the simulation does, too.
+//! - [`invariant`]: the registry of what must hold, and what checks it while both run.
 //!
 //! Absent here: sockets, files, clocks, keys. Time comes in with each input, signatures are checked
 //! and made through [`Signatures`] and [`Signer`].
@@ -22,6 +23,7 @@ mod verdicts;
 
 pub mod enforcer;
 pub mod frame;
+pub mod invariant;
 pub mod server;
 
 pub use audience::{Audience, reaches};

@@ -165,6 +165,11 @@ impl OrderSet {
         })
     }
 
+    /// Whether a release names the order, be it here or not.
+    pub fn is_ended(&self, id: OrderId) -> bool {
+        self.ended.contains(&id)
+    }
+
     /// The orders in force, in no particular order.
     pub fn in_force(&self) -> impl Iterator<Item = &Arc<Order>> {
         self.orders.values().map(|stored| &stored.order).filter(|order| self.is_in_force(order.id))

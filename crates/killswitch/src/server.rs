@@ -277,6 +277,11 @@ impl Switch {
         self.enforcers.values()
     }
 
+    /// The enforcer of this id, if it is connected or its lease is not over.
+    pub fn enforcer(&self, id: EnforcerId) -> Option<&EnforcerState> {
+        self.enforcers.get(&id)
+    }
+
     /// The connected enforcers of a kind with a listed subject that an order reaches.
     pub fn enforcing<'a>(
         &'a self,

@@ -5,6 +5,8 @@ use estoppel_model::{
 };
 use uuid::Uuid;
 
+use crate::{Signatures, Signer};
+
 pub(crate) fn id(text: &str) -> EntityId {
     EntityId::new(text).unwrap()
 }
@@ -30,4 +32,23 @@ pub(crate) fn halt(n: u64, scopes: &[&str], tenant: Option<&str>) -> Order {
 pub(crate) fn signed(order: &Order) -> SignedOrder {
     let order = serde_json::to_string(order).unwrap();
     SignedOrder { order, key: "server".to_owned(), signature: "valid".to_owned() }
+}
+
+/// Signs what it is given; for tests in which nobody lies.
+pub(crate) struct Keys;
+
+impl Signatures for Keys {
+    fn are_valid(&self, order: &SignedOrder) -> bool {
+        order.signature == "valid"
+    }
+}
+
+impl Signer for Keys {
+    fn key(&self) -> &str {
+        "server"
+    }
+
+    fn sign(&self, order: String) -> SignedOrder {
+        SignedOrder { order, key: "server".to_owned(), signature: "valid".to_owned() }
+    }
 }

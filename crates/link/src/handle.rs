@@ -5,15 +5,17 @@ use std::{fmt, sync::Arc};
 use estoppel_killswitch::{
     enforcer::{Enforcer, Input, Kept, Profile},
     frame::{Action, Outcome, Settlement},
+    invariant::{Count, Invariant},
     server::LOCAL_ACTOR_PREFIX,
 };
 use estoppel_model::{Boottime, Clock, EnforcerId, Order, OrderBody, OrderId};
+use estoppel_orderfile::Found;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     LinkConfig, LinkError, UploadConfig, UploadStatus, Uploader, View,
-    cache::{Cache, Found},
+    cache::Cache,
     connection::Connector,
     keys::{Ed25519, Keys},
     station::Station,
@@ -168,6 +170,12 @@ impl Link {
         let mut ready = self.station.ready.subscribe();
         // The sender lives in the station, which this handle holds.
         let _ = ready.wait_for(|ready| *ready).await;
+    }
+
+    /// How often each invariant of the kill switch was checked here since the start, and found
+    /// broken.
+    pub fn invariants(&self) -> [Count; Invariant::ALL.len()] {
+        self.station.tally().counts()
     }
 
     /// How this link stands.

@@ -14,6 +14,7 @@ use estoppel_killswitch::{
     Now,
     enforcer::{Effect, Enforcer, Input, Keep},
     frame::{Action, ActionResult, Outcome, ToServer},
+    invariant::{EnforcerWatch, Tally},
 };
 use estoppel_model::{Boottime, Clock, EnforcerId, Order};
 use tokio::sync::{Notify, watch};
@@ -35,6 +36,7 @@ pub(crate) struct Station {
     pub(crate) keys: Keys,
     on_lost: OnLost,
     published: Arc<ArcSwap<Published>>,
+    tally: Arc<Tally>,
     state: Mutex<State>,
     cache: Mutex<Option<Cache>>,
     pub(crate) ready: watch::Sender<bool>,
@@ -52,6 +54,7 @@ pub(crate) struct Station {
 
 struct State {
     enforcer: Enforcer,
+    watch: EnforcerWatch,
     doubted: bool,
     frames: VecDeque<ToServer>,
     events: VecDeque<LinkEvent>,
@@ -89,8 +92,10 @@ impl Station {
         let doubted = damage.is_some();
         let published =
             Published { verdicts: enforcer.verdicts().clone(), lease_until: None, doubted };
+        let tally = Arc::new(Tally::default());
         let state = State {
             enforcer,
+            watch: EnforcerWatch::new(Arc::clone(&tally)),
             doubted,
             frames: VecDeque::new(),
             events: VecDeque::new(),
@@ -108,6 +113,7 @@ impl Station {
             keys,
             on_lost,
             published: Arc::new(ArcSwap::from_pointee(published)),
+            tally,
             state: Mutex::new(state),
             cache: Mutex::new(cache),
             ready: watch::Sender::new(false),
@@ -218,6 +224,10 @@ impl Station {
         self.lock().enforcer.next_tick()
     }
 
+    pub(crate) const fn tally(&self) -> &Arc<Tally> {
+        &self.tally
+    }
+
     pub(crate) fn standing(&self) -> Standing {
         let state = self.lock();
         let in_sync = state.enforcer.is_in_sync();
@@ -237,8 +247,12 @@ impl Station {
         let now = Now { wall: self.clock.now(), boot: self.clock.boottime() };
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
-            for effect in state.enforcer.step(input, now) {
+            let (effects, violations) = state.watch.step(&mut state.enforcer, input, now);
+            for effect in effects {
                 inputs.extend(self.carry_out(state, effect));
+            }
+            for violation in violations {
+                tracing::error!(%violation, "please report this: it is a mistake of Estoppel");
             }
         }
         self.ticks.notify_one();

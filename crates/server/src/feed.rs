@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use estoppel_api::Durable;
-use estoppel_ledger::{Checkpoint, Standing};
+use estoppel_killswitch::invariant::Observation;
+use estoppel_ledger::{Checkpoint, LedgerError, Standing};
 use estoppel_model::{OrderId, SignedOrder};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -151,7 +152,9 @@ fn compare(server: &Server, enforcer: estoppel_model::EnforcerId, note: &str) {
     let (Ok(ledger), Ok(kept)) = (server.journal().ledger(), Checkpoint::parse(note)) else {
         return;
     };
-    let finding = match ledger.compare(&kept) {
+    let standing = ledger.compare(&kept);
+    sought(server, &kept, &standing);
+    let finding = match standing {
         Ok(Standing::Continues) => return,
         Ok(Standing::RolledBack { missing }) => {
             format!(
@@ -168,4 +171,19 @@ fn compare(server: &Server, enforcer: estoppel_model::EnforcerId, note: &str) {
     };
     tracing::error!(finding, "the ledger contradicts an enforcer");
     server.warn(finding);
+}
+
+/// A checkpoint is given out for what the ledger has acknowledged: it is there, or was lost.
+fn sought(server: &Server, kept: &Checkpoint, standing: &Result<Standing, LedgerError>) {
+    let acknowledged = kept.head().size;
+    let missing = match standing {
+        Ok(Standing::Continues) => 0,
+        Ok(Standing::RolledBack { missing }) => *missing,
+        Ok(Standing::Rewritten) => acknowledged,
+        Err(_) => return,
+    };
+    let seen = Observation::Sought { acknowledged, missing };
+    if let Err(violation) = server.switchboard().tally().observe(seen) {
+        tracing::error!(%violation, "restore what is missing from a backup");
+    }
 }

@@ -37,7 +37,10 @@ use std::{
 use estoppel_detect::DetectPolicy;
 use estoppel_eventlog::{AllowedDestination, EventLog, SqlLimits};
 use estoppel_extract::Allowlist;
-use estoppel_killswitch::server::SwitchConfig;
+use estoppel_killswitch::{
+    invariant::{Count, Invariant},
+    server::SwitchConfig,
+};
 use estoppel_model::{Clock, Secret, Timestamp};
 use estoppel_playbook::Diagnostics;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -395,6 +398,11 @@ impl Server {
 
     pub(crate) fn switchboard(&self) -> &Switchboard {
         &self.0.switchboard
+    }
+
+    /// How often each invariant of the kill switch was checked since the start, and found broken.
+    pub fn invariants(&self) -> [Count; Invariant::ALL.len()] {
+        self.0.switchboard.tally().counts()
     }
 
     pub(crate) fn journal(&self) -> &Journal {

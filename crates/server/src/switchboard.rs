@@ -18,6 +18,7 @@ use estoppel_api::Durable;
 use estoppel_killswitch::{
     Now, Signer as _,
     frame::{Action, Confirmation, Outcome, ToEnforcer, ToServer},
+    invariant::{ServerWatch, Tally, Violation},
     server::{
         ConnectionId, Effect, HaltProgress, Identity, Input, SubmitError, Submitted, Switch,
         SwitchConfig,
@@ -89,6 +90,7 @@ pub(crate) struct Switchboard {
     jobs: mpsc::Sender<Job>,
     frames: mpsc::Sender<Input>,
     next_connection: Arc<AtomicU64>,
+    tally: Arc<Tally>,
 }
 
 impl std::fmt::Debug for Switchboard {
@@ -100,6 +102,7 @@ impl std::fmt::Debug for Switchboard {
 /// What the thread owns.
 struct Desk {
     switch: Switch,
+    watch: ServerWatch,
     notary: Notary,
     clock: Arc<dyn Clock>,
     spool: Spool,
@@ -133,8 +136,11 @@ impl Switchboard {
         if wrong > 0 {
             tracing::error!(wrong, "orders of the spool contradict one another or cannot be read");
         }
+        let watch = ServerWatch::default();
+        let tally = Arc::clone(watch.tally());
         let mut desk = Desk {
             switch,
+            watch,
             notary,
             clock,
             spool,
@@ -171,7 +177,12 @@ impl Switchboard {
             .spawn(move || runtime.block_on(work))
             .map_err(StartError::Runtime)?;
         let next_connection = Arc::new(AtomicU64::new(0));
-        Ok((Self { jobs, frames, next_connection }, news_out))
+        Ok((Self { jobs, frames, next_connection, tally }, news_out))
+    }
+
+    /// Counts which invariants were checked, without asking the thread.
+    pub(crate) const fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 
     /// Gives an order that is not a release; in force and on its way when this resolves.
@@ -207,6 +218,7 @@ impl Switchboard {
     ) -> Result<Option<(HaltProgress, Durable)>, Ended> {
         self.call(move |desk| {
             let progress = desk.switch.progress(order, desk.now())?;
+            report(desk.watch.progress(&progress));
             Some((progress, desk.durability(order)))
         })
         .await
@@ -299,7 +311,9 @@ impl Desk {
     fn step(&mut self, input: Input) {
         let now = self.now();
         let effects = self.switch.step(input, now);
+        let violations = self.watch.stepped(&self.switch, &effects);
         self.carry_out(effects);
+        report(violations);
     }
 
     fn give(&mut self, order: Order) -> Result<Given, SubmitError> {
@@ -313,8 +327,11 @@ impl Desk {
         }
         let text = serde_json::to_string(&order).map_err(estoppel_model::OrderError::from)?;
         let signed = self.notary.sign(text);
+        let in_force = self.switch.verdicts().in_force();
         let (submitted, effects) = self.switch.submit(signed, self.now())?;
+        let violations = self.watch.submitted(&self.switch, in_force, &submitted, &effects);
         self.carry_out(effects);
+        report(violations);
         let (order, expected, repeated) = match submitted {
             Submitted::New { order, expected, .. } => (order, expected, false),
             Submitted::Known(order) => (order, 0, true),
@@ -325,8 +342,11 @@ impl Desk {
     }
 
     fn give_recorded(&mut self, signed: SignedOrder) -> Result<(), SubmitError> {
+        let in_force = self.switch.verdicts().in_force();
         let (submitted, effects) = self.switch.submit_recorded(signed.clone(), self.now())?;
+        let violations = self.watch.submitted(&self.switch, in_force, &submitted, &effects);
         self.carry_out(effects);
+        report(violations);
         if matches!(submitted, Submitted::New { .. }) {
             self.persist(signed);
         }
@@ -415,6 +435,13 @@ impl Desk {
 /// Whether two orders say the same but for the moment of their signing: a client's retry.
 fn same(one: &Order, other: &Order) -> bool {
     Order { issued_at: other.issued_at, incident: other.incident, ..one.clone() } == *other
+}
+
+/// A broken invariant is our own mistake: it is told, and changes nothing.
+fn report(violations: Vec<Violation>) {
+    for violation in violations {
+        tracing::error!(%violation, "please report this: it is a mistake of Estoppel");
+    }
 }
 
 fn message(frame: &ToEnforcer) -> Option<Message> {

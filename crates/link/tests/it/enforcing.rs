@@ -1,5 +1,6 @@
 //! Orders arrive, are in force, confirmed, and end. Rows K3, K6, K7.
 
+use estoppel_killswitch::invariant::{Count, Invariant};
 use estoppel_link::{
     LinkEvent, Refusal,
     frame::{Action, ActionResult, Outcome, Settlement, Verb},
@@ -9,7 +10,8 @@ use uuid::Uuid;
 
 use crate::server::{Deployment, Server, TestLink, config, halt, now, session};
 
-/// K3, K7: from the order to both stages of its confirmation and its release.
+/// K3, K7: from the order to both stages of its confirmation and its release; the invariants were
+/// checked on the way.
 #[tokio::test]
 async fn a_halt_is_in_force_confirmed_settled_and_released() {
     let server = Server::start(&Deployment::new(1)).await;
@@ -47,6 +49,11 @@ async fn a_halt_is_in_force_confirmed_settled_and_released() {
     assert_eq!(ended.await, [order.id]);
     assert!(view.check(&session("a")).is_ok());
     assert!(!view.halted_by(&order, &session("a")));
+    for Count { invariant, checks, violations } in test.link.invariants() {
+        // What a crash takes is seen by nobody who is still there.
+        let seen_here = invariant != Invariant::AcknowledgedIsKept;
+        assert_eq!((checks > 0, violations), (seen_here, 0), "{invariant}");
+    }
     test.stop().await;
 }
 
