@@ -28,9 +28,10 @@ pub use incident::{
 };
 pub use problem::Problem;
 pub use run::{ApproveRequest, RunStep, RunSummary};
-pub use status::{EnforcerStatus, Health, Status};
+pub use status::{EnforcerStatus, Health, PartState, Readiness, Status};
 pub use token::{
-    CredentialMinted, CredentialRequest, Role, RoleError, TokenMinted, TokenRequest, TokenSummary,
+    CredentialMinted, CredentialRequest, Role, RoleError, TokenKind, TokenMinted, TokenRequest,
+    TokenSummary,
 };
 
 /// Header that carries the client's id of a request that must not be done twice.

@@ -13,6 +13,26 @@ pub struct Health {
     pub version: String,
 }
 
+/// `GET /readyz`: needs no token, says nothing of anybody.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Readiness {
+    /// Whether each part is ready.
+    pub ready: bool,
+    /// The parts.
+    pub parts: Vec<PartState>,
+}
+
+/// How one part of the server is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PartState {
+    /// Which part.
+    pub name: String,
+    /// Whether it does what it is for.
+    pub ready: bool,
+    /// How it is, in a few words.
+    pub state: String,
+}
+
 /// `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {

@@ -63,6 +63,11 @@ impl Role {
     pub const fn is_personal(self) -> bool {
         matches!(self, Self::Viewer | Self::Responder | Self::Lead | Self::Admin)
     }
+
+    /// Whose tokens carry it.
+    pub const fn kind(self) -> TokenKind {
+        if self.is_personal() { TokenKind::Personal } else { TokenKind::Machine }
+    }
 }
 
 impl fmt::Display for Role {
@@ -94,10 +99,50 @@ pub struct TokenRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub tenant: Option<EntityId>,
-    /// When it ends; absent: 90 days from now for people, never for machines.
+    /// When it ends. At most one of this and the next two; none of them: after 90 days for a
+    /// person, after 365 for a machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub expires_at: Option<Timestamp>,
+    /// For how long it is good, in seconds, by the server's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_seconds: Option<u64>,
+    /// It ends by revocation alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_expires: bool,
+}
+
+impl TokenRequest {
+    /// A token of this role for the usual time, bound to no tenant.
+    pub const fn new(name: EntityId, role: Role) -> Self {
+        Self {
+            name,
+            role,
+            tenant: None,
+            expires_at: None,
+            lifetime_seconds: None,
+            never_expires: false,
+        }
+    }
+}
+
+/// Whose a token is. Follows from the role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenKind {
+    /// A person's.
+    Personal,
+    /// A machine's: an agent, an enforcer, a sender of events.
+    Machine,
+}
+
+impl fmt::Display for TokenKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Personal => "personal",
+            Self::Machine => "machine",
+        })
+    }
 }
 
 /// The answer to minting a token. The token itself is shown this once.
@@ -119,6 +164,8 @@ pub struct TokenSummary {
     pub id: Uuid,
     /// Who uses it.
     pub name: String,
+    /// Whose it is.
+    pub kind: TokenKind,
     /// What it may do.
     pub role: Role,
     /// The only tenant that it reaches.
@@ -130,7 +177,7 @@ pub struct TokenSummary {
     /// When it ends.
     #[schema(value_type = Option<String>)]
     pub expires_at: Option<Timestamp>,
-    /// When it was last used since the server's start.
+    /// When it was last used, to the minute.
     #[schema(value_type = Option<String>)]
     pub last_used_at: Option<Timestamp>,
     /// When it was revoked.

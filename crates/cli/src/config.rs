@@ -30,6 +30,9 @@ pub(crate) struct Serve {
     pub listen: SocketAddr,
     /// Whether to listen on an address that is not loopback although the API has no TLS.
     pub allow_plaintext: bool,
+    /// Address at which metrics, health and readiness are told without a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<SocketAddr>,
     /// How long an enforcer goes on without an answer, in seconds: 2 to 300.
     pub lease_seconds: u64,
     /// Folder of playbooks that replace the built-in ones of the same name.
@@ -47,6 +50,7 @@ impl Default for Serve {
             data: PathBuf::from("estoppel-data"),
             listen: SocketAddr::from(([127, 0, 0, 1], 7600)),
             allow_plaintext: false,
+            metrics_listen: None,
             lease_seconds: 15,
             playbooks: None,
             sql_memory_mib: 1024,

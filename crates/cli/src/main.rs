@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         return code;
     }
     let args = args::Args::parse();
-    output::start_log(args.log.as_deref());
+    output::start_log(args.log.as_deref(), args.log_format);
     let output = output::Output::new(args.json);
     match command::run(args.command, &args.connect, &output) {
         Ok(code) => code,

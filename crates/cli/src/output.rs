@@ -3,16 +3,15 @@
 //! With `--json` standard output is exactly one JSON document, also of an error. Text of strangers
 //! is printed through [`inline`] alone, so that no escape code of an agent reaches a terminal.
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    process::ExitCode,
-};
+use std::{io::Write as _, process::ExitCode};
 
 use estoppel_model::Untrusted;
 use serde::Serialize;
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
-use crate::error::CommandError;
+use crate::{args::LogFormat, error::CommandError};
 
 /// Where a command's answer goes.
 #[derive(Debug, Clone, Copy)]
@@ -114,22 +113,58 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// Starts the log on standard error. `filter` as in RUST_LOG; absent: warnings.
-pub(crate) fn start_log(filter: Option<&str>) {
+pub(crate) fn start_log(filter: Option<&str>, format: LogFormat) {
     let filter =
         EnvFilter::try_new(filter.unwrap_or("warn")).unwrap_or_else(|_| EnvFilter::new("warn"));
-    let terminal = std::io::stderr().is_terminal();
-    let layer = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(terminal)
-        .with_target(false)
-        .compact();
+    let layer = tracing_subscriber::fmt::layer().with_target(false).with_ansi(false);
+    let layer = match format {
+        LogFormat::Text => layer.with_writer(|| OneLine(std::io::stderr())).boxed(),
+        LogFormat::Json => layer
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .with_writer(std::io::stderr)
+            .boxed(),
+    };
     // A second subscriber can only come from a test; the first one stays.
     let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
+}
+
+/// Longest line of the log, in characters.
+const LOG_CHARS_MAX: usize = 16_384;
+
+/// Writes each event of the log as one line, whatever its fields hold: what an agent says can
+/// neither begin a line of its own nor reach the terminal. The log hands in one event at a time.
+struct OneLine<W>(W);
+
+impl<W: std::io::Write> std::io::Write for OneLine<W> {
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(event.strip_suffix(b"\n").unwrap_or(event));
+        let line = Untrusted::new(text.as_ref()).inline(LOG_CHARS_MAX);
+        self.0.write_all(format!("{line}\n").as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Invariant inert.
+    #[test]
+    fn an_event_of_the_log_is_one_line() {
+        let mut out = Vec::new();
+        OneLine(&mut out).write_all(b"WARN said \x1b[2J\nERROR forged\xe2\x80\xae\n").unwrap();
+        let expect = "WARN said \\u{1b}[2J\\u{a}ERROR forged\\u{202e}\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expect);
+        let mut long = Vec::new();
+        OneLine(&mut long).write_all(&vec![b'x'; 1 << 20]).unwrap();
+        assert!(long.len() < LOG_CHARS_MAX + 8);
+    }
 
     #[test]
     fn a_table_lines_up_and_is_inert() {

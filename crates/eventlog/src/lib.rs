@@ -29,6 +29,6 @@ pub mod worker;
 pub use disk::{Disk, DiskFile, SystemDisk};
 pub use error::{AppendError, OpenError, SqlError, SqlLimit};
 pub use layout::Seal;
-pub use log::{AppendReport, EventLog, Options, Status, WorkerCommand};
+pub use log::{AppendReport, EventLog, OnSync, Options, Status, WorkerCommand};
 pub use protocol::{Access, AllowedDestination, Column, Excess, Isolation, SqlLimits, Table};
 pub use wal::{Damage, DamageKind};

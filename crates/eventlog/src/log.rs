@@ -5,7 +5,7 @@ use std::{
     fs::{DirBuilder, File},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{Arc, OnceLock, mpsc},
     time::Duration,
 };
 
@@ -62,7 +62,13 @@ pub struct Options {
     pub dedup_window: usize,
     /// Memory of the worker process. Default 2 GiB.
     pub worker_memory_bytes: u64,
+    /// Learns how long each sync of the write-ahead log took; called on the writer's thread, so it
+    /// must not block.
+    pub on_sync: Option<OnSync>,
 }
+
+/// Learns how long a sync took.
+pub type OnSync = Arc<dyn Fn(Duration) + Send + Sync>;
 
 impl Options {
     /// The defaults, with this worker.
@@ -77,6 +83,7 @@ impl Options {
             group_wait: Duration::from_millis(2),
             dedup_window: 1_000_000,
             worker_memory_bytes: 2 << 30,
+            on_sync: None,
         }
     }
 }
@@ -101,8 +108,15 @@ pub struct Status {
     pub hot_rows: u64,
     /// The worker's process id, if one runs.
     pub worker_pid: Option<u32>,
+    /// How many workers have been started.
+    pub worker_starts: u64,
+    /// Why there is no worker although there should be one: it did not start, or it ended by
+    /// itself. `None` from the next one's start on.
+    pub worker_failed: Option<String>,
     /// Which walls stand around the worker, once one has started.
     pub isolation: Option<Isolation>,
+    /// Why the log takes no more events until it is opened again.
+    pub poisoned: Option<Arc<str>>,
 }
 
 /// An open log; clones are the same log.
@@ -119,6 +133,7 @@ struct Inner {
     layout: SharedLayout,
     worker: WorkerClient,
     damage: Vec<Damage>,
+    poison: Arc<OnceLock<Arc<str>>>,
     /// Held as long as the log is open.
     _lock: File,
 }
@@ -161,6 +176,7 @@ impl EventLog {
             segment_bytes: options.segment_bytes,
             group_bytes: options.group_bytes,
             group_wait: options.group_wait,
+            on_sync: options.on_sync,
         };
         let writer = Writer::new(
             config,
@@ -169,6 +185,7 @@ impl EventLog {
             layout.clone(),
             Arc::clone(&segment_full),
         );
+        let poison = writer.poison();
         // Each batch holds room for a KiB at least, so with one place for the end it never blocks.
         let (requests, inbox) = mpsc::sync_channel(WAITING_KIB_MAX + 1);
         tasks.spawn_blocking(move || writer.run(&inbox));
@@ -203,6 +220,7 @@ impl EventLog {
             layout,
             worker,
             damage: recovered.damage,
+            poison,
             _lock: lock,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -281,7 +299,10 @@ impl EventLog {
             segments,
             hot_rows: worker.hot_rows,
             worker_pid: worker.pid,
+            worker_starts: worker.starts,
+            worker_failed: worker.failed,
             isolation: worker.isolation,
+            poisoned: self.inner.poison.get().cloned(),
         }
     }
 

@@ -76,6 +76,8 @@ struct SqlCommand {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct WorkerStatus {
     pub(crate) pid: Option<u32>,
+    pub(crate) starts: u64,
+    pub(crate) failed: Option<String>,
     pub(crate) hot_rows: u64,
     pub(crate) isolation: Option<Isolation>,
 }
@@ -320,6 +322,7 @@ impl Supervisor {
                 Err(reason) => {
                     self.warm_from = Instant::now() + WARM_AGAIN_AFTER;
                     tracing::error!(%reason, "the SQL worker does not start");
+                    lock(&self.shared).status.failed = Some(format!("did not start: {reason}"));
                     return Err(SqlError::Worker { reason: format!("did not start: {reason}") });
                 }
             }
@@ -374,8 +377,13 @@ impl Supervisor {
             tracing::warn!(%gap, "the SQL worker is less isolated than it should be");
         }
         let mut shared = lock(&self.shared);
-        shared.status =
-            WorkerStatus { pid: running.child.id(), hot_rows: 0, isolation: Some(isolation) };
+        shared.status = WorkerStatus {
+            pid: running.child.id(),
+            starts: shared.status.starts + 1,
+            failed: None,
+            hot_rows: 0,
+            isolation: Some(isolation),
+        };
         Ok(running)
     }
 
@@ -442,7 +450,9 @@ impl Supervisor {
         }
         let (log_bytes, _) = self.layout.size();
         let told = self.running.as_ref().map_or(0, |running| running.told_bytes);
-        if log_bytes.abs_diff(told) >= WARM_BYTES
+        // One that failed is not left to the next query, which nobody may send while it is away.
+        let failed = lock(&self.shared).status.failed.is_some();
+        if (failed || log_bytes.abs_diff(told) >= WARM_BYTES)
             && (self.running.is_some() || now >= self.warm_from)
             && self.ensure_running().await.is_ok()
         {
@@ -460,7 +470,10 @@ impl Supervisor {
             // Killed for sure when it is dropped, so a failure here is only a slower end.
             let _killed = timeout(START_TIMEOUT, running.child.kill()).await;
         }
-        lock(&self.shared).status = WorkerStatus::default();
+        let mut shared = lock(&self.shared);
+        let starts = shared.status.starts;
+        shared.status = WorkerStatus { starts, ..WorkerStatus::default() };
+        drop(shared);
         for (_, pending) in self.pending.drain() {
             let error = error(&pending);
             pending.reply.fail(error);
@@ -482,6 +495,7 @@ impl Supervisor {
         tracing::warn!(%reason, "the SQL worker ended");
         self.warm_from = Instant::now() + WARM_AGAIN_AFTER;
         self.end_worker(|_| SqlError::Worker { reason: reason.clone() }).await;
+        lock(&self.shared).status.failed = Some(reason);
     }
 
     fn how_it_ended(&self, status: ExitStatus) -> String {

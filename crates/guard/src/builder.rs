@@ -37,7 +37,7 @@ pub enum ConnectError {
     },
     /// A token is needed.
     #[error(
-        "no token is given: set ESTOPPEL_TOKEN (`estoppel token mint NAME --role agent` makes one)"
+        "no token is given: set ESTOPPEL_TOKEN (`estoppel token create NAME --role agent` makes one)"
     )]
     NoToken,
     /// The agent's name is none.

@@ -10,7 +10,7 @@ use estoppel_killswitch::{
     enforcer::Input,
     frame::{FRAME_BYTES_MAX, ToEnforcer, ToServer},
 };
-use estoppel_model::Secret;
+use estoppel_model::{Secret, Untrusted};
 use futures_util::{FutureExt as _, Sink, SinkExt as _, Stream, StreamExt as _};
 use rand::RngExt as _;
 use tokio_tungstenite::tungstenite::{
@@ -168,7 +168,11 @@ where
             // Pings of the protocol are answered by the library.
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
             Some(Ok(Message::Binary(_))) => return "the server sent no text".to_owned(),
-            Some(Ok(Message::Close(_))) | None => return "the server has closed".to_owned(),
+            Some(Ok(Message::Close(Some(frame)))) => {
+                let reason = Untrusted::new(frame.reason.as_str()).inline(100);
+                return format!("the server has closed: {reason}");
+            }
+            Some(Ok(Message::Close(None))) | None => return "the server has closed".to_owned(),
             Some(Err(error)) => return format!("the connection broke: {error}"),
         };
         match serde_json::from_str::<ToEnforcer>(&text) {

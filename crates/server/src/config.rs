@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use estoppel_connect::Pager;
 use estoppel_detect::EgressMode;
-use estoppel_eventlog::{Options, WorkerCommand};
+use estoppel_eventlog::{OnSync, Options, WorkerCommand};
 use estoppel_model::{Clock, RecordKind, SystemClock};
 
 use crate::StartError;
@@ -35,6 +35,8 @@ pub struct ServerConfig {
     pub data: PathBuf,
     /// Address of the API; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Address at which metrics, health and readiness are told to anybody; port 0 takes a free one.
+    pub metrics_listen: Option<SocketAddr>,
     /// How long an enforcer may go on without an answer.
     pub lease: Duration,
     /// What unlisted egress alone leads to.
@@ -77,6 +79,7 @@ impl ServerConfig {
         Self {
             data,
             listen: SocketAddr::from(([127, 0, 0, 1], 7600)),
+            metrics_listen: None,
             lease: Duration::from_secs(15),
             egress: EgressResponse::Ask,
             automatic_halts_per_hour: 20,
@@ -98,8 +101,9 @@ impl ServerConfig {
         }
     }
 
-    pub(crate) fn event_log_options(&self) -> Options {
+    pub(crate) fn event_log_options(&self, on_sync: OnSync) -> Options {
         Options {
+            on_sync: Some(on_sync),
             clock: Arc::clone(&self.clock),
             worker_memory_bytes: self.sql_memory_bytes,
             ..Options::new(self.sql_worker.clone())

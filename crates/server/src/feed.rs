@@ -29,9 +29,11 @@ pub(crate) async fn take(server: Server, mut news: mpsc::Receiver<News>) {
         match next {
             None => return,
             Some(News::Accepted(accepted)) => {
+                server.metrics().accepted(accepted.id, accepted.at);
                 server.tasks().spawn(keep(server.clone(), accepted));
             }
-            Some(News::Confirmed { enforcer, confirmation }) => {
+            Some(News::Confirmed { enforcer, confirmation, at }) => {
+                server.metrics().confirmed(confirmation.order, confirmation.stage, at);
                 let incidents = server.incidents().clone();
                 server
                     .tasks()
@@ -49,7 +51,8 @@ pub(crate) async fn take(server: Server, mut news: mpsc::Receiver<News>) {
 
 /// Follows an order to the disk and into the ledger.
 async fn keep(server: Server, accepted: Accepted) {
-    let Accepted { id, signed, kept, durable } = accepted;
+    let Accepted { id, signed, kept, durable, .. } = accepted;
+    let _behind = server.metrics().behind();
     match kept.await {
         Ok(Ok(())) => {
             durable.send_replace(Durable::Node);

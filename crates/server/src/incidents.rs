@@ -31,6 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     journal::{Journal, JournalError},
+    metrics::{Metrics, PageOutcome},
     switchboard::{Given, Switchboard},
 };
 
@@ -99,6 +100,7 @@ struct Inner {
     /// Where people look, for the page's link.
     url: String,
     tasks: TaskTracker,
+    metrics: Arc<Metrics>,
     opening: Mutex<HashMap<IncidentId, BTreeSet<Scope>>>,
     /// Orders that are not carried out everywhere yet, with their incidents.
     followed: Mutex<HashMap<OrderId, IncidentId>>,
@@ -122,9 +124,20 @@ impl Incidents {
         pager: Option<Pager>,
         url: String,
         tasks: TaskTracker,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let (opening, followed) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { journal, switchboard, clock, pager, url, tasks, opening, followed }))
+        Self(Arc::new(Inner {
+            journal,
+            switchboard,
+            clock,
+            pager,
+            url,
+            tasks,
+            metrics,
+            opening,
+            followed,
+        }))
     }
 
     /// Where pages go, without secrets.
@@ -467,6 +480,11 @@ impl Incidents {
                 (error.attempts(), result, Err((error.outcome(), error.to_string())))
             }
         };
+        self.0.metrics.paged(match &result {
+            PageResult::Accepted { .. } => PageOutcome::Sent,
+            PageResult::Indeterminate { .. } => PageOutcome::Unknown,
+            PageResult::Failed { .. } => PageOutcome::Failed,
+        });
         let channel = pager.channel().to_string();
         let paged = Paged { incident: page.incident, channel, dedup_key, attempts, result };
         self.opened(page.incident).await;

@@ -7,6 +7,7 @@
 use std::{
     path::Path,
     sync::{Arc, OnceLock, PoisonError, RwLock},
+    time::Instant,
 };
 
 use ed25519_dalek::SigningKey;
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::AfterAppend;
+use crate::{AfterAppend, metrics::Metrics};
 
 /// Records that are folded under one lock.
 const BATCH: usize = 512;
@@ -99,6 +100,7 @@ struct Inner {
     state: RwLock<State>,
     applied: watch::Sender<u64>,
     after_append: Option<AfterAppend>,
+    metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Journal {
@@ -109,13 +111,14 @@ impl std::fmt::Debug for Journal {
 
 impl Journal {
     /// A journal that is not open yet.
-    pub(crate) fn closed(after_append: Option<AfterAppend>) -> Self {
+    pub(crate) fn closed(after_append: Option<AfterAppend>, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Inner {
             ledger: OnceLock::new(),
             failed: OnceLock::new(),
             state: RwLock::new(State::default()),
             applied: watch::Sender::new(0),
             after_append,
+            metrics,
         }))
     }
 
@@ -185,7 +188,9 @@ impl Journal {
     /// Appends a record; resolves when it is durable.
     pub(crate) async fn append(&self, record: NewRecord) -> Result<Appended, JournalError> {
         let kind = record.kind.clone();
+        let begun = Instant::now();
         let appended = self.ledger()?.append(record).await?;
+        self.0.metrics.ledger_append.observe(begun.elapsed().as_secs_f64());
         if let Some(after_append) = &self.0.after_append {
             after_append(&kind);
         }

@@ -18,6 +18,7 @@ mod http;
 mod incidents;
 mod journal;
 mod key;
+mod metrics;
 mod order;
 mod responder;
 mod runs;
@@ -48,10 +49,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use config::{AfterAppend, EgressResponse, ServerConfig};
 pub use http::openapi;
 pub use key::{NodeKey, verify as verify_order};
+pub use token::{WishError, create_locally as create_token_locally};
 
 use http::problem::Failure;
 use incidents::Incidents;
 use journal::{Journal, JournalError};
+use metrics::Metrics;
 use responder::Responder;
 use spool::Spool;
 use switchboard::Switchboard;
@@ -60,6 +63,8 @@ use vault::Vault;
 
 /// How long work under way may take after a stop was asked for.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How long each log may take to reach the disk then.
+const FLUSH_MAX: Duration = Duration::from_secs(5);
 
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +97,15 @@ pub enum StartError {
         /// Why not.
         source: serde_json::Error,
     },
+    /// There is no table of tokens to add one to.
+    #[error("`{path}` holds no tokens: is it the data folder of a server that was started once?")]
+    NoServer {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A token cannot be made like this.
+    #[error(transparent)]
+    Wish(#[from] WishError),
     /// The system gave no random bytes.
     #[error("the system gave no random bytes")]
     Random,
@@ -127,6 +141,8 @@ struct Inner {
     key: NodeKey,
     tokens: Tokens,
     switchboard: Switchboard,
+    spool: Spool,
+    metrics: Arc<Metrics>,
     journal: Journal,
     events: OnceLock<EventLog>,
     events_failed: OnceLock<String>,
@@ -152,6 +168,7 @@ impl std::fmt::Debug for Server {
 pub struct Running {
     server: Server,
     address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
     listener: Option<std::thread::JoinHandle<()>>,
     _lock: File,
 }
@@ -160,6 +177,11 @@ impl Running {
     /// Where the API listens.
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where metrics are told to anybody, if they are.
+    pub const fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// Where the admin's token is, which the first start wrote.
@@ -185,8 +207,11 @@ impl Running {
         self.server.0.recovered.cancelled().await;
     }
 
-    /// Ends the server: streams first, then work under way, the logs last. Enforcers go on until
-    /// their leases are over, and then refuse.
+    /// Ends the server: streams first, told to go to another server, then work under way, the logs
+    /// last. Enforcers go on until their leases are over, and then refuse.
+    ///
+    /// Bounded: a disk that hangs costs each part its time, and is then left to itself. What was
+    /// acknowledged as durable is on the disk before any of this.
     pub async fn stop(mut self) {
         let inner = &self.server.0;
         inner.draining.cancel();
@@ -194,9 +219,19 @@ impl Running {
         if tokio::time::timeout(DRAIN_MAX, inner.tasks.wait()).await.is_err() {
             tracing::warn!("some work did not end in time; its journal goes on at the next start");
         }
+        if tokio::time::timeout(FLUSH_MAX, inner.spool.flushed()).await.is_err() {
+            tracing::warn!(
+                "the order spool does not answer; orders that said `durable: no` may be lost"
+            );
+        }
         if let Some(listener) = self.listener.take() {
             // It ends with the last connection, or at its own bound.
             let _ = tokio::task::spawn_blocking(move || listener.join()).await;
+        }
+        // The ledger closes with its last handle, and writes what waits before it does.
+        let closing = tokio::task::spawn_blocking(move || drop(self));
+        if tokio::time::timeout(FLUSH_MAX, closing).await.is_err() {
+            tracing::warn!("the ledger does not close; its log is read at the next start");
         }
     }
 }
@@ -221,16 +256,12 @@ impl Server {
             SwitchConfig { lease: config.lease, ping: config.lease / 5 },
             order::Notary(key.clone()),
             Arc::clone(&clock),
-            spool,
+            spool.clone(),
             recovered.orders.clone(),
             CancellationToken::new(),
         )?;
-        let listener = std::net::TcpListener::bind(config.listen)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .map_err(|source| StartError::Listen { address: config.listen, source })?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let (listener, address) = bind(config.listen)?;
+        let metrics_listener = config.metrics_listen.map(bind).transpose()?;
         let (responder, detections) = Responder::new(
             DetectPolicy {
                 egress: config.egress.mode(),
@@ -241,7 +272,8 @@ impl Server {
         )?;
         let pager = config.pager.clone();
         let tasks = TaskTracker::new();
-        let journal = Journal::closed(config.after_append.clone());
+        let metrics = Arc::new(Metrics::new());
+        let journal = Journal::closed(config.after_append.clone(), Arc::clone(&metrics));
         let url = format!("http://{address}");
         let incidents = Incidents::new(
             journal.clone(),
@@ -250,6 +282,7 @@ impl Server {
             pager,
             url,
             tasks.clone(),
+            Arc::clone(&metrics),
         );
         let vault = Vault::open(&config.data)?;
         let server = Self(Arc::new(Inner {
@@ -258,6 +291,8 @@ impl Server {
             key,
             tokens,
             switchboard,
+            spool,
+            metrics,
             journal,
             events: OnceLock::new(),
             events_failed: OnceLock::new(),
@@ -273,6 +308,12 @@ impl Server {
             config,
         }));
         let listener = server.listen(listener)?;
+        let metrics_address = metrics_listener.map(|(listener, address)| {
+            let app = http::health_router(server.clone());
+            let serve = http::listener::serve(server.clone(), listener, app, DRAIN_MAX);
+            server.0.tasks.spawn(serve);
+            address
+        });
         server.0.tasks.spawn(feed::take(server.clone(), news));
         server.0.tasks.spawn(responder::answer(
             server.clone(),
@@ -280,8 +321,9 @@ impl Server {
             server.0.draining.clone(),
         ));
         server.0.tasks.spawn(expiry::run(server.clone(), server.0.draining.clone()));
+        server.0.tasks.spawn(http::tokens::keep_last_uses(server.clone()));
         server.0.tasks.spawn(server.clone().recover(recovered.orders));
-        Ok(Running { server, address, listener: Some(listener), _lock: lock })
+        Ok(Running { server, address, metrics_address, listener: Some(listener), _lock: lock })
     }
 
     /// Serves the API on a thread and a runtime of its own.
@@ -295,7 +337,8 @@ impl Server {
             .enable_all()
             .build()
             .map_err(StartError::Runtime)?;
-        let serve = http::listener::serve(self.clone(), listener, DRAIN_MAX);
+        let app = http::router(self.clone());
+        let serve = http::listener::serve(self.clone(), listener, app, DRAIN_MAX);
         std::thread::Builder::new()
             .name("orders".to_owned())
             .spawn(move || runtime.block_on(serve))
@@ -323,11 +366,15 @@ impl Server {
         };
         if ledger {
             feed::reconcile(&self, spooled).await;
+            http::tokens::reconcile(&self).await;
         }
         let inner = Arc::clone(&self.0);
         let opened = tokio::task::spawn_blocking(move || {
             let _guard = inner.work.enter();
-            let options = inner.config.event_log_options();
+            let syncs = inner.metrics.wal_sync.clone();
+            let options = inner
+                .config
+                .event_log_options(Arc::new(move |took| syncs.observe(took.as_secs_f64())));
             let folder = inner.config.data.join("events");
             EventLog::open(&folder, options, &inner.tasks, inner.draining.clone())
         });
@@ -405,6 +452,23 @@ impl Server {
         self.0.switchboard.tally().counts()
     }
 
+    pub(crate) fn spool(&self) -> &Spool {
+        &self.0.spool
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// Whether recovery is over.
+    pub(crate) fn has_recovered(&self) -> bool {
+        self.0.recovered.is_cancelled()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.0.draining.is_cancelled()
+    }
+
     pub(crate) fn journal(&self) -> &Journal {
         &self.0.journal
     }
@@ -470,6 +534,16 @@ impl From<JournalError> for Failure {
             JournalError::Json(_) => Self::internal(error),
         }
     }
+}
+
+/// Takes an address, and says which it is.
+fn bind(address: SocketAddr) -> Result<(std::net::TcpListener, SocketAddr), StartError> {
+    let bound = std::net::TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    });
+    bound.map_err(|source| StartError::Listen { address, source })
 }
 
 /// Makes the folder, and takes it for this process alone.

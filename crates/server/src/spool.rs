@@ -4,7 +4,15 @@
 //! never a broadcast. What lies in the file, and what its damage and a failed fsync mean, is in
 //! [`estoppel_orderfile::OrderSpool`].
 
-use std::{fs::File, path::Path, sync::mpsc};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+};
 
 use estoppel_model::{OrderId, SignedOrder};
 use estoppel_orderfile::{OrderSpool, RealFolder, Recovered};
@@ -20,7 +28,15 @@ const GROUP_MAX: usize = 1_000;
 /// Hands orders to the spool's thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Spool {
-    queue: mpsc::SyncSender<Entry>,
+    queue: mpsc::SyncSender<Job>,
+    failing: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+enum Job {
+    Keep(Entry),
+    /// Tell when everything before this was tried.
+    Flush(oneshot::Sender<()>),
 }
 
 #[derive(Debug)]
@@ -53,11 +69,32 @@ impl Spool {
         let (spool, recovered) =
             opened.map_err(|source| StartError::File { path: path.clone(), source })?;
         let (queue, entries) = mpsc::sync_channel(QUEUE_MAX);
+        let failing = Arc::new(AtomicBool::new(false));
         std::thread::Builder::new()
             .name("order-spool".to_owned())
-            .spawn(move || write(&path, spool, &entries))
+            .spawn({
+                let failing = Arc::clone(&failing);
+                move || Writer { path, spool, failing }.run(&entries)
+            })
             .map_err(StartError::Runtime)?;
-        Ok((Self { queue }, recovered))
+        Ok((Self { queue, failing }, recovered))
+    }
+
+    /// Whether the last orders could not be kept.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when each order that was handed in before is on disk, or has failed to be.
+    pub(crate) async fn flushed(&self) {
+        let (done, flushed) = oneshot::channel();
+        let queue = self.queue.clone();
+        // The queue may be full, and its thread in a disk that hangs.
+        let sent = tokio::task::spawn_blocking(move || queue.send(Job::Flush(done)));
+        if matches!(sent.await, Ok(Ok(()))) {
+            // The thread ends only with the last handle.
+            let _ = flushed.await;
+        }
     }
 
     /// Keeps an order. Returns at once; the receiver learns when it is on disk.
@@ -67,8 +104,11 @@ impl Spool {
         order: SignedOrder,
     ) -> oneshot::Receiver<Result<(), SpoolError>> {
         let (kept, receiver) = oneshot::channel();
-        if let Err(mpsc::TrySendError::Full(entry) | mpsc::TrySendError::Disconnected(entry)) =
-            self.queue.try_send(Entry { id, order, kept })
+        let sent = self.queue.try_send(Job::Keep(Entry { id, order, kept }));
+        if let Err(
+            mpsc::TrySendError::Full(Job::Keep(entry))
+            | mpsc::TrySendError::Disconnected(Job::Keep(entry)),
+        ) = sent
         {
             // Nobody waits any more: then nobody needs to know.
             let _ = entry.kept.send(Err(SpoolError::Busy { id }));
@@ -77,14 +117,38 @@ impl Spool {
     }
 }
 
-fn write(path: &Path, mut spool: OrderSpool<File>, entries: &mpsc::Receiver<Entry>) {
-    while let Ok(first) = entries.recv() {
-        let mut group = vec![first];
-        group.extend(entries.try_iter().take(GROUP_MAX - 1));
-        let result = spool.append(group.iter().map(|entry| &entry.order));
+struct Writer {
+    path: PathBuf,
+    spool: OrderSpool<File>,
+    failing: Arc<AtomicBool>,
+}
+
+impl Writer {
+    fn run(mut self, jobs: &mpsc::Receiver<Job>) {
+        while let Ok(first) = jobs.recv() {
+            let (mut group, mut flushes) = (Vec::new(), Vec::new());
+            for job in std::iter::once(first).chain(jobs.try_iter().take(GROUP_MAX - 1)) {
+                match job {
+                    Job::Keep(entry) => group.push(entry),
+                    Job::Flush(done) => flushes.push(done),
+                }
+            }
+            if !group.is_empty() {
+                self.keep(group);
+            }
+            for done in flushes {
+                // Whoever waited may have given up.
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn keep(&mut self, group: Vec<Entry>) {
+        let result = self.spool.append(group.iter().map(|entry| &entry.order));
         let result = result.map_err(|error| error.to_string());
+        self.failing.store(result.is_err(), Ordering::Relaxed);
         if let Err(reason) = &result {
-            tracing::error!(path = %path.display(), reason, "orders are in force but not kept");
+            tracing::error!(path = %self.path.display(), reason, "orders are in force but not kept");
         }
         for Entry { id, kept, .. } in group {
             let reason = result.clone();

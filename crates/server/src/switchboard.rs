@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::extract::ws::{Message, Utf8Bytes};
@@ -46,8 +46,8 @@ const TICK: Duration = Duration::from_millis(250);
 pub(crate) enum News {
     /// An order is in force and on its way to the disk.
     Accepted(Accepted),
-    /// An enforcer's word on an order.
-    Confirmed { enforcer: EnforcerId, confirmation: Box<Confirmation> },
+    /// An enforcer's word on an order, and when it came.
+    Confirmed { enforcer: EnforcerId, confirmation: Box<Confirmation>, at: Instant },
     /// A lease ended: what waited for that enforcer may be complete.
     LeaseOver,
     /// An enforcer said hello, with the last checkpoint that it saw.
@@ -60,6 +60,8 @@ pub(crate) enum News {
 #[derive(Debug)]
 pub(crate) struct Accepted {
     pub id: OrderId,
+    /// When it was handed to the enforcers' queues.
+    pub at: Instant,
     pub signed: SignedOrder,
     pub kept: oneshot::Receiver<Result<(), crate::spool::SpoolError>>,
     pub durable: watch::Sender<Durable>,
@@ -384,7 +386,7 @@ impl Desk {
                 }
                 Effect::LeaseOver { .. } => self.tell(News::LeaseOver),
                 Effect::Confirmed { enforcer, confirmation } => {
-                    self.tell(News::Confirmed { enforcer, confirmation });
+                    self.tell(News::Confirmed { enforcer, confirmation, at: Instant::now() });
                 }
                 Effect::Outcome { outcome, .. } => {
                     if let Some(waiting) = self.waiting.remove(&outcome.action) {
@@ -422,7 +424,8 @@ impl Desk {
         let (durable, follow) = watch::channel(Durable::No);
         self.durable.insert(order.id, follow);
         let kept = self.spool.keep(order.id, signed.clone());
-        self.tell(News::Accepted(Accepted { id: order.id, signed, kept, durable }));
+        let at = Instant::now();
+        self.tell(News::Accepted(Accepted { id: order.id, at, signed, kept, durable }));
     }
 
     fn tell(&self, news: News) {

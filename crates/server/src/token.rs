@@ -1,26 +1,49 @@
 //! Tokens: who calls, and what they may do.
 //!
-//! The table lives in memory, so that a halt is authorised while every disk hangs. Its file holds
-//! hashes only; the ledger has the history. A token is 32 random bytes, so a plain SHA-256 is
-//! enough to keep it, and looking the hash up gives nothing away through time.
+//! The table lives in memory, so that a halt is authorised while every disk hangs: nothing that
+//! writes a file holds the table's lock meanwhile. Its file holds hashes only. A token is 32 random
+//! bytes, so a plain SHA-256 is enough to keep it, and looking the hash up gives nothing away
+//! through time.
+//!
+//! A revoked token is nobody's from that instant, and what it has open is told so. The ledger has
+//! the history: what it could not be told when it happened it is told at the next start.
+//!
+//! Whoever owns the data folder can always make an admin's token with the server stopped
+//! ([`create_locally`]): losing the last one locks nobody out.
 
-use std::{collections::HashMap, path::PathBuf, sync::Mutex};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
+};
 
 use estoppel_api::{Role, TokenMinted, TokenRequest, TokenSummary};
 use estoppel_model::{Actor, EntityId, Secret, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{StartError, files};
 
-/// How long a person's token is good for when nothing else was said, in days.
-const PERSONAL_DAYS: u64 = 90;
+mod last_use;
+
+use last_use::LastUse;
+
+const DAY: Duration = Duration::from_secs(86_400);
+/// How long a token is good for when nothing else was said.
+const PERSONAL_LIFE: Duration = Duration::from_secs(90 * 86_400);
+const MACHINE_LIFE: Duration = Duration::from_secs(365 * 86_400);
+/// How long before its end a token is warned of.
+const SOON: Duration = Duration::from_secs(14 * 86_400);
 const FILE: &str = "tokens.json";
 const ADMIN_FILE: &str = "admin.token";
+/// Who makes the tokens of the server itself.
+const ITSELF: &str = "estoppel:serve";
 
 /// Who calls, from the token.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Identity {
     /// The token's id.
     pub token: Uuid,
@@ -30,6 +53,20 @@ pub(crate) struct Identity {
     pub role: Role,
     /// The only tenant that they reach.
     pub tenant: Option<EntityId>,
+    expires_at: Option<Timestamp>,
+    revoked: CancellationToken,
+}
+
+impl Identity {
+    /// Whether the token, good when it was shown, still is.
+    pub(crate) fn still_good(&self, now: Timestamp) -> bool {
+        !self.revoked.is_cancelled() && self.expires_at.is_none_or(|at| at > now)
+    }
+
+    /// Resolves when the token is revoked.
+    pub(crate) async fn revoked(&self) {
+        self.revoked.cancelled().await;
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,18 +78,41 @@ struct Entry {
     tenant: Option<EntityId>,
     created_at: Timestamp,
     #[serde(default)]
+    created_by: Option<Actor>,
+    #[serde(default)]
     expires_at: Option<Timestamp>,
     #[serde(default)]
     revoked_at: Option<Timestamp>,
+    #[serde(default)]
+    revoked_by: Option<Actor>,
     #[serde(skip)]
-    last_used_at: Option<Timestamp>,
+    revoked: CancellationToken,
+    #[serde(skip)]
+    last_use: LastUse,
 }
+
+type Table = HashMap<String, Entry>;
 
 /// All tokens, by the SHA-256 of each.
 #[derive(Debug)]
 pub(crate) struct Tokens {
     file: PathBuf,
-    entries: Mutex<HashMap<String, Entry>>,
+    entries: RwLock<Table>,
+    /// Held by whoever changes the table, until the change is on the disk.
+    changing: Mutex<()>,
+}
+
+/// A change that the ledger is to have.
+#[derive(Debug)]
+pub(crate) struct Change {
+    /// The token.
+    pub token: TokenSummary,
+    /// Whether it was revoked, and not made.
+    pub revoked: bool,
+    /// Who did it.
+    pub by: Actor,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// Why a caller is nobody.
@@ -69,73 +129,139 @@ pub(crate) enum TokenError {
     Revoked(Timestamp),
 }
 
+/// Why a token cannot be made as it is wished.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WishError {
+    /// Two ends.
+    #[error("more than one of `expires_at`, `lifetime_seconds` and `never_expires` is given")]
+    TwoEnds,
+    /// It would end before it begins.
+    #[error("the token would end at {0}, which is not in the future")]
+    Over(Timestamp),
+    /// More than a century is `never`.
+    #[error("`lifetime_seconds` is {0}: at most 3153600000 (100 years), or `never_expires`")]
+    TooLong(u64),
+}
+
 impl Tokens {
     /// Reads the tokens of a data folder. At the first start it makes the admin's and writes it to
     /// `admin.token`.
     ///
     /// # Errors
     /// When a file cannot be read or written, or the table is broken.
-    pub(crate) fn open(data: &std::path::Path, now: Timestamp) -> Result<Self, StartError> {
-        let file = data.join(FILE);
-        let io = |source| StartError::File { path: file.clone(), source };
-        let entries = match files::read_if_there(&file).map_err(io)? {
-            Some(content) => serde_json::from_slice(&content)
-                .map_err(|source| StartError::Tokens { path: file.clone(), source })?,
-            None => HashMap::new(),
+    pub(crate) fn open(data: &Path, now: Timestamp) -> Result<Self, StartError> {
+        let tokens = match Self::read(data)? {
+            Some(tokens) => tokens,
+            None => Self::of(data, Table::new()),
         };
-        let first = entries.is_empty();
-        let tokens = Self { file, entries: Mutex::new(entries) };
-        if first {
+        if tokens.read_entries().is_empty() {
             let admin = data.join(ADMIN_FILE);
-            let request = TokenRequest {
-                name: EntityId::new("admin").map_err(|_| StartError::Random)?,
-                role: Role::Admin,
-                tenant: None,
-                // The way in must not lock itself after some months.
-                expires_at: Some(Timestamp::from_micros(i64::MAX / 2)),
-            };
-            let (minted, _) = tokens.mint(&request, now)?;
+            let name = EntityId::new("admin").map_err(|_| StartError::Random)?;
+            // The way in must not lock itself after some months.
+            let request =
+                TokenRequest { never_expires: true, ..TokenRequest::new(name, Role::Admin) };
+            let (minted, _) = tokens.mint(&request, None, &itself()?, now)?;
             files::write_private(&admin, minted.token.as_bytes())
                 .map_err(|source| StartError::File { path: admin.clone(), source })?;
         }
         Ok(tokens)
     }
 
-    /// Makes a token. What the second value holds is for the ledger.
+    /// The tokens of a folder that has some.
+    fn read(data: &Path) -> Result<Option<Self>, StartError> {
+        let file = data.join(FILE);
+        let io = |source| StartError::File { path: file.clone(), source };
+        let Some(content) = files::read_if_there(&file).map_err(io)? else { return Ok(None) };
+        let table: Table = serde_json::from_slice(&content)
+            .map_err(|source| StartError::Tokens { path: file.clone(), source })?;
+        let uses = last_use::read(data);
+        for entry in table.values() {
+            if let Some(at) = uses.get(&entry.id) {
+                entry.last_use.touch(*at);
+            }
+        }
+        Ok(Some(Self::of(data, table)))
+    }
+
+    fn of(data: &Path, table: Table) -> Self {
+        Self { file: data.join(FILE), entries: RwLock::new(table), changing: Mutex::new(()) }
+    }
+
+    /// When a token that is wished for ends; `None`: by revocation alone.
     ///
     /// # Errors
-    /// When the table cannot be written.
+    /// When the wish contradicts itself.
+    pub(crate) fn end(
+        request: &TokenRequest,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, WishError> {
+        const SECONDS_MAX: u64 = 100 * 365 * 86_400;
+        let usual = if request.role.is_personal() { PERSONAL_LIFE } else { MACHINE_LIFE };
+        let end = match (request.expires_at, request.lifetime_seconds, request.never_expires) {
+            (None, None, true) => return Ok(None),
+            (None, None, false) => now + usual,
+            (Some(at), None, false) => at,
+            (None, Some(seconds), false) if seconds > SECONDS_MAX => {
+                return Err(WishError::TooLong(seconds));
+            }
+            (None, Some(seconds), false) => now + Duration::from_secs(seconds),
+            _ => return Err(WishError::TwoEnds),
+        };
+        if end <= now { Err(WishError::Over(end)) } else { Ok(Some(end)) }
+    }
+
+    /// Makes a token that ends as [`Tokens::end`] said.
+    ///
+    /// # Errors
+    /// When the table cannot be written; then there is no such token.
     pub(crate) fn mint(
         &self,
         request: &TokenRequest,
+        end: Option<Timestamp>,
+        by: &Actor,
         now: Timestamp,
-    ) -> Result<(TokenMinted, TokenSummary), StartError> {
+    ) -> Result<(TokenMinted, Change), StartError> {
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|_| StartError::Random)?;
         let token = format!("est_{}_{}", request.role, hex::encode(random));
-        let day = std::time::Duration::from_secs(86_400);
-        let until = request.role.is_personal().then(|| now + day * PERSONAL_DAYS as u32);
         let entry = Entry {
             id: Uuid::now_v7(),
             name: request.name.clone(),
             role: request.role,
             tenant: request.tenant.clone(),
             created_at: now,
-            expires_at: request.expires_at.or(until).filter(|at| at.as_micros() < i64::MAX / 2),
+            created_by: Some(by.clone()),
+            expires_at: end,
             revoked_at: None,
-            last_used_at: None,
+            revoked_by: None,
+            revoked: CancellationToken::new(),
+            last_use: LastUse::default(),
         };
-        let minted =
-            TokenMinted { id: entry.id, token: token.clone(), expires_at: entry.expires_at };
-        let summary = entry.summary();
-        let mut entries = self.lock();
-        entries.insert(hash(&token), entry);
-        self.write(&entries)?;
-        Ok((minted, summary))
+        let minted = TokenMinted { id: entry.id, token: token.clone(), expires_at: end };
+        let change = Change { token: entry.summary(), revoked: false, by: by.clone(), at: now };
+        let key = hash(&token);
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody has it yet, so it may wait for the disk.
+        let mut table = self.read_entries().clone();
+        table.insert(key.clone(), entry.clone());
+        self.write(&table)?;
+        self.write_entries().insert(key, entry);
+        Ok((minted, change))
+    }
+
+    /// Takes back a token that nobody was given.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub(crate) fn forget(&self, id: Uuid) -> Result<(), StartError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write_entries().retain(|_, entry| entry.id != id);
+        let table = self.read_entries().clone();
+        self.write(&table)
     }
 
     /// The token of a machine that belongs to this server, kept in a file of its data folder; made
-    /// anew when there is none that is good.
+    /// anew when there is none that is good. It ends with the folder, not by time.
     ///
     /// # Errors
     /// When the file or the table cannot be written.
@@ -154,32 +280,38 @@ impl Tokens {
             return Ok(Secret::new(token));
         }
         let name = EntityId::new(name).map_err(|_| StartError::Random)?;
-        let request = TokenRequest { name, role, tenant: None, expires_at: None };
-        let (minted, _) = self.mint(&request, now)?;
+        let (minted, _) = self.mint(&TokenRequest::new(name, role), None, &itself()?, now)?;
         files::write_private(&file, minted.token.as_bytes()).map_err(io)?;
         Ok(Secret::new(minted.token))
     }
 
-    /// Ends a token. `None` when there is none of this id.
+    /// Ends a token, at once; what it has open is told. `None` when there is none of this id.
     ///
     /// # Errors
-    /// When the table cannot be written; the token is revoked in memory all the same.
+    /// When the table cannot be written; the token is revoked until a restart all the same.
     pub(crate) fn revoke(
         &self,
         id: Uuid,
+        by: &Actor,
         now: Timestamp,
-    ) -> Result<Option<TokenSummary>, StartError> {
-        let mut entries = self.lock();
-        let Some(entry) = entries.values_mut().find(|entry| entry.id == id) else {
-            return Ok(None);
+    ) -> Result<Option<Change>, StartError> {
+        let change = {
+            let mut entries = self.write_entries();
+            let Some(entry) = entries.values_mut().find(|entry| entry.id == id) else {
+                return Ok(None);
+            };
+            let at = *entry.revoked_at.get_or_insert(now);
+            let by = entry.revoked_by.get_or_insert_with(|| by.clone()).clone();
+            entry.revoked.cancel();
+            Change { token: entry.summary(), revoked: true, by, at }
         };
-        entry.revoked_at.get_or_insert(now);
-        let summary = entry.summary();
-        self.write(&entries)?;
-        Ok(Some(summary))
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = self.read_entries().clone();
+        self.write(&table)?;
+        Ok(Some(change))
     }
 
-    /// Tells who presents a token.
+    /// Tells who presents a token. Touches no disk.
     ///
     /// # Errors
     /// When nobody may with it.
@@ -188,42 +320,103 @@ impl Tokens {
         token: &Secret<&str>,
         now: Timestamp,
     ) -> Result<Identity, TokenError> {
-        let mut entries = self.lock();
-        let entry = entries.get_mut(&hash(token.expose())).ok_or(TokenError::Unknown)?;
+        let key = hash(token.expose());
+        let entries = self.read_entries();
+        let entry = entries.get(&key).ok_or(TokenError::Unknown)?;
         if let Some(at) = entry.revoked_at {
             return Err(TokenError::Revoked(at));
         }
         if let Some(at) = entry.expires_at.filter(|at| *at <= now) {
             return Err(TokenError::Expired(at));
         }
-        entry.last_used_at = Some(now);
+        entry.last_use.touch(now);
         let actor = Actor::new(entry.name.as_str()).map_err(|_| TokenError::Unknown)?;
-        Ok(Identity { token: entry.id, actor, role: entry.role, tenant: entry.tenant.clone() })
-    }
-
-    /// Whether a token that was good at connecting still is.
-    pub(crate) fn still_good(&self, id: Uuid, now: Timestamp) -> bool {
-        self.lock().values().any(|entry| {
-            entry.id == id
-                && entry.revoked_at.is_none()
-                && entry.expires_at.is_none_or(|at| at > now)
+        Ok(Identity {
+            token: entry.id,
+            actor,
+            role: entry.role,
+            tenant: entry.tenant.clone(),
+            expires_at: entry.expires_at,
+            revoked: entry.revoked.clone(),
         })
     }
 
     /// All tokens, oldest first, without themselves.
     pub(crate) fn list(&self) -> Vec<TokenSummary> {
-        let mut all: Vec<_> = self.lock().values().map(Entry::summary).collect();
+        let mut all: Vec<_> = self.read_entries().values().map(Entry::summary).collect();
         all.sort_by_key(|token| token.id);
         all
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {
-        // A panic while the table was held cannot have left it half changed: each change is one insert.
-        self.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// All that was made and revoked by somebody who is known, for a ledger that may lack it.
+    pub(crate) fn changes(&self) -> Vec<Change> {
+        let entries = self.read_entries();
+        let mut changes: Vec<Change> = entries
+            .values()
+            .flat_map(|entry| {
+                let made = entry.created_by.clone().map(|by| (false, by, entry.created_at));
+                let revoked = entry.revoked_by.clone().zip(entry.revoked_at);
+                let revoked = revoked.map(|(by, at)| (true, by, at));
+                made.into_iter().chain(revoked).map(|(revoked, by, at)| Change {
+                    token: entry.summary(),
+                    revoked,
+                    by,
+                    at,
+                })
+            })
+            .collect();
+        changes.sort_by_key(|change| change.at);
+        changes
     }
 
-    fn write(&self, entries: &HashMap<String, Entry>) -> Result<(), StartError> {
-        let json = serde_json::to_vec_pretty(entries)
+    /// What ends within two weeks, in words for an operator.
+    pub(crate) fn ending_soon(&self, now: Timestamp) -> Vec<String> {
+        let mut soon: Vec<(Timestamp, String)> = self
+            .read_entries()
+            .values()
+            .filter(|entry| entry.revoked_at.is_none())
+            .filter_map(|entry| {
+                let at = entry.expires_at.filter(|at| *at > now && at.since(now) < SOON)?;
+                let days = at.since(now).as_secs() / DAY.as_secs();
+                let left =
+                    if days == 0 { "less than a day".to_owned() } else { format!("{days} d") };
+                let (name, role) = (&entry.name, entry.role);
+                let text = format!(
+                    "the token of {name} ({role}) ends at {at}, in {left}: \
+                     `estoppel token create {name} --role {role}` makes the next one"
+                );
+                Some((at, text))
+            })
+            .collect();
+        soon.sort();
+        soon.into_iter().map(|(_, text)| text).collect()
+    }
+
+    /// Keeps when each token was last used; a crash loses some minutes of it.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    pub(crate) fn keep_last_uses(&self) -> std::io::Result<()> {
+        let uses: Vec<(Uuid, Timestamp)> = self
+            .read_entries()
+            .values()
+            .filter_map(|entry| Some((entry.id, entry.last_use.at()?)))
+            .collect();
+        last_use::write(self.file.with_file_name(last_use::FILE).as_path(), uses)
+    }
+
+    fn read_entries(&self) -> RwLockReadGuard<'_, Table> {
+        // A panic while the table was held cannot have left it half changed: each change is one
+        // insert or one entry's.
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_entries(&self) -> RwLockWriteGuard<'_, Table> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, table: &Table) -> Result<(), StartError> {
+        let json = serde_json::to_vec_pretty(table)
             .map_err(|source| StartError::Tokens { path: self.file.clone(), source })?;
         files::write_private(&self.file, &json)
             .map_err(|source| StartError::File { path: self.file.clone(), source })
@@ -235,14 +428,40 @@ impl Entry {
         TokenSummary {
             id: self.id,
             name: self.name.to_string(),
+            kind: self.role.kind(),
             role: self.role,
             tenant: self.tenant.clone(),
             created_at: self.created_at,
             expires_at: self.expires_at,
-            last_used_at: self.last_used_at,
+            last_used_at: self.last_use.at(),
             revoked_at: self.revoked_at,
         }
     }
+}
+
+/// Makes a token in a data folder whose server is stopped: the way back in for its owner. The
+/// server writes it into the ledger at its next start, with the name of who made it.
+///
+/// # Errors
+/// When a server runs on the folder, the folder holds no tokens, or the wish contradicts itself.
+pub fn create_locally(
+    data: &Path,
+    request: &TokenRequest,
+    by: &Actor,
+    now: Timestamp,
+) -> Result<TokenMinted, StartError> {
+    if !data.join(FILE).exists() {
+        return Err(StartError::NoServer { path: data.to_owned() });
+    }
+    let _lock = crate::lock_folder(data)?;
+    let tokens =
+        Tokens::read(data)?.ok_or_else(|| StartError::NoServer { path: data.to_owned() })?;
+    let end = Tokens::end(request, now)?;
+    tokens.mint(request, end, by, now).map(|(minted, _)| minted)
+}
+
+fn itself() -> Result<Actor, StartError> {
+    Actor::new(ITSELF).map_err(|_| StartError::Random)
 }
 
 fn hash(token: &str) -> String {
@@ -250,55 +469,4 @@ fn hash(token: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::from_micros(1_770_000_000_000_000) + Duration::from_secs(seconds)
-    }
-
-    #[test]
-    fn the_admin_token_is_made_once_and_kept_as_a_hash() {
-        let dir = tempfile::tempdir().unwrap();
-        Tokens::open(dir.path(), at(0)).unwrap();
-        let admin = std::fs::read_to_string(dir.path().join(ADMIN_FILE)).unwrap();
-        let again = Tokens::open(dir.path(), at(1)).unwrap();
-        let identity = again.identify(&Secret::new(&admin), at(86_400 * 400)).unwrap();
-        assert_eq!((identity.role, identity.actor.as_str()), (Role::Admin, "admin"));
-        let table = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
-        assert!(!table.contains(&admin[10..]), "the table must not hold the token");
-        assert_eq!(again.list().len(), 1);
-    }
-
-    #[test]
-    fn a_token_ends_by_time_and_by_revocation() {
-        let dir = tempfile::tempdir().unwrap();
-        let tokens = Tokens::open(dir.path(), at(0)).unwrap();
-        let request = |role| TokenRequest {
-            name: EntityId::new("alice").unwrap(),
-            role,
-            tenant: None,
-            expires_at: None,
-        };
-        let (alice, _) = tokens.mint(&request(Role::Responder), at(0)).unwrap();
-        let token = Secret::new(alice.token.as_str());
-        assert!(tokens.identify(&token, at(86_400 * 90 - 1)).is_ok());
-        assert_eq!(
-            tokens.identify(&token, at(86_400 * 90)),
-            Err(TokenError::Expired(at(86_400 * 90)))
-        );
-        let (machine, _) = tokens.mint(&request(Role::Agent), at(0)).unwrap();
-        assert_eq!(machine.expires_at, None);
-        tokens.revoke(machine.id, at(5)).unwrap();
-        tokens.revoke(machine.id, at(9)).unwrap();
-        let token = Secret::new(machine.token.as_str());
-        assert_eq!(tokens.identify(&token, at(10)), Err(TokenError::Revoked(at(5))));
-        assert!(!tokens.still_good(machine.id, at(10)));
-        let reopened = Tokens::open(dir.path(), at(11)).unwrap();
-        assert_eq!(reopened.identify(&token, at(11)), Err(TokenError::Revoked(at(5))));
-        assert_eq!(tokens.identify(&Secret::new("est_admin_0"), at(0)), Err(TokenError::Unknown));
-        assert!(tokens.revoke(Uuid::nil(), at(0)).unwrap().is_none());
-    }
-}
+mod tests;

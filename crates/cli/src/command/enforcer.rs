@@ -7,7 +7,10 @@ use estoppel_gateway::{Gateway, HostOverride, Mode, Policy};
 use estoppel_link::frame::EnforcerKind;
 use estoppel_link::{EventBuffer, Link, LinkConfig, LinkEvent, OnLost};
 use estoppel_model::{Subject, SystemClock};
-use tokio::sync::mpsc;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -148,14 +151,30 @@ pub(super) fn overrides(texts: &[String]) -> Result<Vec<HostOverride>> {
 
 /// Resolves when the process is asked to end.
 pub(super) async fn asked_to_end() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+    match EndSignals::new() {
+        Ok(mut signals) => signals.next().await,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// SIGTERM and SIGINT, each of which is heard from the making of this on.
+pub(super) struct EndSignals {
+    term: Signal,
+    int: Signal,
+}
+
+impl EndSignals {
+    /// # Errors
+    /// When the system does not let them be heard.
+    pub(super) fn new() -> std::io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    /// Resolves with the next of them.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
     }
 }

@@ -56,8 +56,8 @@ pub(crate) fn serve(args: &ServeArgs, output: &Output) -> Result {
     let config = merged(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(run(config, output));
-    // A recovery that hangs in a read must not keep us.
-    runtime.shutdown_timeout(Duration::from_secs(2));
+    // A recovery or a disk that hangs must not keep us.
+    runtime.shutdown_timeout(Duration::from_millis(500));
     code
 }
 
@@ -76,6 +76,9 @@ fn merged(args: &ServeArgs) -> Result<Config> {
     if let Some(listen) = args.gateway_listen {
         config.gateway.listen = listen;
     }
+    if let Some(listen) = args.metrics_listen {
+        config.serve.metrics_listen = Some(listen);
+    }
     config.gateway.start &= !args.no_gateway;
     config.serve.allow_plaintext |= args.allow_plaintext;
     config.check()?;
@@ -83,10 +86,12 @@ fn merged(args: &ServeArgs) -> Result<Config> {
 }
 
 async fn run(config: Config, output: &Output) -> Result {
+    let mut asked = enforcer::EndSignals::new()?;
     let program = std::env::current_exe()?;
     let worker = WorkerCommand { program: program.clone(), args: vec![hidden::SQL_WORKER.into()] };
     let server_config = ServerConfig {
         listen: config.serve.listen,
+        metrics_listen: config.serve.metrics_listen,
         lease: config.lease(),
         egress: match config.egress.response {
             Response::Ask => EgressResponse::Ask,
@@ -119,15 +124,23 @@ async fn run(config: Config, output: &Output) -> Result {
         None
     };
     say(&running, &config, output)?;
-    enforcer::asked_to_end().await;
+    asked.next().await;
     output.note("estoppel: ending; enforcers go on until their leases are over, and then refuse");
-    stop.cancel();
-    if let Some(gateway) = gateway {
-        // It has its own bound, and we are ending anyway.
-        let _ = tokio::time::timeout(Duration::from_secs(8), gateway).await;
+    let drain = async {
+        stop.cancel();
+        if let Some(gateway) = gateway {
+            // It has its own bound, and we are ending anyway.
+            let _ = tokio::time::timeout(Duration::from_secs(8), gateway).await;
+        }
+        running.stop().await;
+    };
+    tokio::select! {
+        () = drain => Ok(ExitCode::SUCCESS),
+        () = asked.next() => {
+            output.note("estoppel: asked again, ending at once; the journals go on at the next start");
+            Ok(Exit::Failed.into())
+        }
     }
-    running.stop().await;
-    Ok(ExitCode::SUCCESS)
 }
 
 const fn mode(config: &Config) -> &'static str {
@@ -144,6 +157,7 @@ fn say(running: &Running, config: &Config, output: &Output) -> Result<()> {
     let document = serde_json::json!({
         "api": format!("http://{}", running.address()),
         "gateway": gateway,
+        "metrics": running.metrics_address().map(|address| format!("http://{address}/metrics")),
         "admin_token_file": token,
         "data": config.serve.data,
     });

@@ -10,7 +10,12 @@
 
 mod bad_input;
 mod demo;
+mod drain;
 mod events;
+mod health;
 mod kill_switch;
+mod logs;
+mod metrics;
 mod outage;
 mod stage;
+mod tokens;

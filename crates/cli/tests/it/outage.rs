@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::stage::{Server, wait_for};
+use crate::stage::{Server, all_children, wait_for};
 
 /// A ledger that cannot be opened takes no halt along.
 #[test]
@@ -90,16 +90,4 @@ fn the_sql_worker_comes_back() {
         (status == 200).then(|| assert_eq!(table["rows"], json!([[1]])))
     });
     assert_eq!(server.admin("GET", "/kill-switch", &Value::Null).0, 200);
-}
-
-/// Children of all threads of a process: each is listed at the thread that started it.
-fn all_children(pid: u32) -> Vec<u32> {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    tasks
-        .flatten()
-        .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
-        .flat_map(|text| {
-            text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
-        })
-        .collect()
 }

@@ -16,6 +16,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Server {
     child: Child,
     pub(crate) url: String,
+    /// Where metrics are told without a token.
+    pub(crate) metrics: Option<String>,
     pub(crate) admin: String,
     pub(crate) data: PathBuf,
     folder: Option<tempfile::TempDir>,
@@ -35,21 +37,32 @@ impl Server {
 
     /// Starts a server with these lines of configuration.
     pub(crate) fn start_with(config: &str) -> Self {
+        Self::start_in(config, &[])
+    }
+
+    /// As [`Server::start_with`], in an environment with more variables.
+    pub(crate) fn start_in(config: &str, variables: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("estoppel.toml"), config).unwrap();
         let data = folder.path().join("data");
-        let mut server = Self::at(&data);
+        let mut server = Self::at_in(&data, variables);
         server.folder = Some(folder);
         server
     }
 
     /// Starts a server on a data folder that may have been used before.
     pub(crate) fn at(data: &Path) -> Self {
+        Self::at_in(data, &[])
+    }
+
+    /// As [`Server::at`], in an environment with more variables.
+    pub(crate) fn at_in(data: &Path, variables: &[(&str, &str)]) -> Self {
         let config = data.with_file_name("estoppel.toml");
         let mut command = Command::new(env!("CARGO_BIN_EXE_estoppel"));
         command
             .args(["--json", "serve", "--no-gateway", "--listen", "127.0.0.1:0", "--data"])
-            .arg(data);
+            .arg(data)
+            .envs(variables.iter().copied());
         if config.exists() {
             command.arg("--config").arg(config);
         }
@@ -69,8 +82,9 @@ impl Server {
             panic!("the server did not start: {error}: {text}{log}")
         });
         let url = ready["api"].as_str().unwrap().to_owned();
+        let metrics = ready["metrics"].as_str().map(str::to_owned);
         let admin = std::fs::read_to_string(ready["admin_token_file"].as_str().unwrap()).unwrap();
-        Self { child, url, admin, data: data.to_owned(), folder: None }
+        Self { child, url, metrics, admin, data: data.to_owned(), folder: None }
     }
 
     /// Ends it as a power cut does, and starts it again.
@@ -90,6 +104,26 @@ impl Server {
         self.folder.take()
     }
 
+    /// Asks it to end, waits until it has, and starts it again.
+    pub(crate) fn stop_and_restart(mut self) -> Self {
+        signal(self.pid(), "TERM");
+        let ended = self.child.wait().unwrap();
+        assert!(ended.success(), "{ended}: {}", self.log());
+        let mut server = Self::at(&self.data);
+        server.folder = self.folder.take();
+        server
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn ended(&mut self) -> std::process::ExitStatus {
+        wait_for("the server's end", || self.child.try_wait().unwrap())
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.data.with_extension("log")).unwrap()
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -100,23 +134,33 @@ impl Server {
 
     /// Sends a request with a token; the status and the JSON of the answer.
     pub(crate) fn send(&self, token: &str, method: &str, path: &str, body: &[u8]) -> (u16, Value) {
-        let mut stream = TcpStream::connect(self.address()).unwrap();
+        self.try_send(token, method, path, body).unwrap()
+    }
+
+    /// As [`Server::send`]; `None` when there was no answer.
+    pub(crate) fn try_send(
+        &self,
+        token: &str,
+        method: &str,
+        path: &str,
+        body: &[u8],
+    ) -> Option<(u16, Value)> {
+        let mut stream = TcpStream::connect(self.address()).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
             self.address(),
             body.len()
         );
-        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(head.as_bytes()).ok()?;
         // A server that refuses early stops reading; its answer is what counts.
         let _ = stream.write_all(body);
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8(answer).unwrap();
-        let (head, body) =
-            answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer}"));
+        let (head, body) = answer.split_once("\r\n\r\n")?;
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, serde_json::from_str(body).unwrap_or(Value::String(body.to_owned())))
+        Some((status, serde_json::from_str(body).unwrap_or(Value::String(body.to_owned()))))
     }
 
     /// Sends a request as the admin, waiting while the server still recovers.
@@ -166,6 +210,32 @@ impl Server {
         assert_eq!(status, 200, "{table}");
         table["rows"].as_array().unwrap().clone()
     }
+}
+
+/// Sends a signal to a process that this test started.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+/// Whether the ledger's files hold a text: records are stored as they were written.
+pub(crate) fn ledger_holds(data: &Path, text: &str) -> bool {
+    ["ledger/ledger.db", "ledger/ledger.db-wal"].iter().any(|file| {
+        std::fs::read(data.join(file))
+            .is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(text))
+    })
+}
+
+/// Children of all threads of a process: each is listed at the thread that started it.
+pub(crate) fn all_children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks
+        .flatten()
+        .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|text| {
+            text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
+        })
+        .collect()
 }
 
 /// Asks until there is an answer.

@@ -7,7 +7,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -20,6 +20,7 @@ use crate::{
     AppendError, AppendReport,
     disk::{Disk, DiskFile},
     layout::SharedLayout,
+    log::OnSync,
     row,
     window::Window,
 };
@@ -64,7 +65,9 @@ pub(crate) struct Writer {
     pub(crate) segment_full: Arc<Notify>,
     active: Option<Active>,
     next_seq: u64,
-    poison: Option<Arc<str>>,
+    /// Set once, for good: why nothing is written any more.
+    poison: Arc<OnceLock<Arc<str>>>,
+    on_sync: Option<OnSync>,
     frame: Vec<u8>,
 }
 
@@ -75,6 +78,7 @@ pub(crate) struct WriterConfig {
     pub(crate) segment_bytes: u64,
     pub(crate) group_bytes: usize,
     pub(crate) group_wait: Duration,
+    pub(crate) on_sync: Option<OnSync>,
 }
 
 impl Writer {
@@ -85,7 +89,7 @@ impl Writer {
         layout: SharedLayout,
         segment_full: Arc<Notify>,
     ) -> Self {
-        let WriterConfig { disk, folder, segment_bytes, group_bytes, group_wait } = config;
+        let WriterConfig { disk, folder, segment_bytes, group_bytes, group_wait, on_sync } = config;
         Self {
             disk,
             folder,
@@ -97,9 +101,15 @@ impl Writer {
             segment_full,
             active: None,
             next_seq,
-            poison: None,
+            poison: Arc::default(),
+            on_sync,
             frame: Vec::new(),
         }
+    }
+
+    /// Where it will say why it takes no more events.
+    pub(crate) fn poison(&self) -> Arc<OnceLock<Arc<str>>> {
+        Arc::clone(&self.poison)
     }
 
     /// Serves until it is told to close, or until nobody is left who could ask.
@@ -128,7 +138,7 @@ impl Writer {
     }
 
     fn commit(&mut self, group: Vec<Append>) {
-        if let Some(reason) = &self.poison {
+        if let Some(reason) = self.poison.get() {
             return answer_all(group, || AppendError::Poisoned { reason: Arc::clone(reason) });
         }
         let (mut new, mut reports) = (Vec::new(), Vec::with_capacity(group.len()));
@@ -189,7 +199,14 @@ impl Writer {
         };
         let written = active.file.write_at(active.segment.end, frame);
         let synced = match written {
-            Ok(()) => active.file.sync().map_err(|error| ("sync", error)),
+            Ok(()) => {
+                let begun = Instant::now();
+                let synced = active.file.sync();
+                if let Some(on_sync) = &self.on_sync {
+                    on_sync(begun.elapsed());
+                }
+                synced.map_err(|error| ("sync", error))
+            }
             // The reserved room was not kept, and nothing was synced: the next group may fit.
             Err(error) if is_full(&error) => return Err(WriteError::Retry(error.into())),
             Err(error) => Err(("write", error)),
@@ -207,7 +224,8 @@ impl Writer {
     fn poisoned(&mut self, what: &str, error: &io::Error) -> WriteError {
         let reason: Arc<str> = format!("{what} failed: {error}").into();
         tracing::error!(%reason, "the event log takes no more events until it is opened again");
-        self.poison = Some(Arc::clone(&reason));
+        // It is set once: nothing is written afterwards that could fail.
+        let _ = self.poison.set(Arc::clone(&reason));
         WriteError::Poisoned(reason)
     }
 

@@ -54,6 +54,7 @@ pub(crate) async fn post(
             }
         }
     }
+    server.metrics().events_rejected.inc_by(report.rejected_count as u64);
     if events.is_empty() && report.rejected_count > 0 {
         let Rejected { index, error } = &report.rejected[0];
         return Err(Failure::Unprocessable(format!(
@@ -72,6 +73,8 @@ pub(crate) async fn post(
     })?;
     report.accepted = kept.accepted + kept.duplicates;
     report.duplicates = kept.duplicates;
+    server.metrics().events_accepted.inc_by(kept.accepted as u64);
+    server.metrics().events_duplicate.inc_by(kept.duplicates as u64);
     Ok(Json(report))
 }
 

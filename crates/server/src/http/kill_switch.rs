@@ -1,6 +1,9 @@
 //! `/kill-switch`, `/v1/halts`, `/v1/blocks`: to stop, to ask, to let go on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json,
@@ -115,6 +118,7 @@ async fn give(
     caller: Caller,
     wish: Wish,
 ) -> Result<(StatusCode, Json<HaltAccepted>), Failure> {
+    let begun = Instant::now();
     reason(&wish.reason)?;
     let tenant = within(&caller, &wish.scope)?;
     let subject = Subject::default();
@@ -137,6 +141,7 @@ async fn give(
         }
         Err(ended) => return Err(ended.into()),
     };
+    server.metrics().order_accept.observe(begun.elapsed().as_secs_f64());
     if given.repeated {
         server.incidents().forget(chosen);
     } else {

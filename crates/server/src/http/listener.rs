@@ -24,12 +24,16 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until the server drains, and then for at most `drain_max`.
-pub(crate) async fn serve(server: Server, listener: std::net::TcpListener, drain_max: Duration) {
+pub(crate) async fn serve(
+    server: Server,
+    listener: std::net::TcpListener,
+    app: axum::Router,
+    drain_max: Duration,
+) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the API cannot listen"),
     };
-    let app = super::router(server.clone());
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {

@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post, put},
 };
+use tracing::Instrument as _;
 use utoipa::OpenApi as _;
 
 use crate::Server;
@@ -18,15 +19,18 @@ mod allowlist;
 mod events;
 mod evidence;
 mod extract;
+mod health;
 mod incidents;
 pub(crate) mod kill_switch;
 pub(crate) mod listener;
+mod metrics;
 pub(crate) mod problem;
+mod request_log;
 mod runs;
 pub(crate) mod sql;
 mod status;
 mod stream;
-mod tokens;
+pub(crate) mod tokens;
 
 use problem::Failure;
 
@@ -66,8 +70,10 @@ use problem::Failure;
         tokens::list,
         tokens::revoke,
         tokens::credential,
-        status::health,
-        status::get
+        status::get,
+        health::live,
+        health::ready,
+        metrics::get
     )
 )]
 struct Document;
@@ -86,7 +92,7 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/v1/halts/{id}", get(kill_switch::status))
         .route("/v1/blocks", post(kill_switch::block))
         .route("/v1/stream", get(stream::get))
-        .route("/healthz", get(status::health))
+        .route("/healthz", get(health::live))
         .layer(middleware::from_fn_with_state(server.clone(), on_own_task));
     let work = Router::new()
         .route("/v1/events", post(events::post))
@@ -108,6 +114,8 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
         .route("/v1/gateway/credentials", post(tokens::credential))
         .route("/v1/status", get(status::get))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(metrics::get))
         .route("/openapi.json", get(|| async { axum::Json(openapi()) }))
         .layer(middleware::from_fn_with_state(server.clone(), on_work_runtime));
     stop.merge(work)
@@ -116,12 +124,27 @@ pub(crate) fn router(server: Server) -> Router {
         })
         .method_not_allowed_fallback(|| async { Failure::Method })
         .layer(middleware::map_response(inert))
+        .layer(middleware::from_fn_with_state(server.clone(), request_log::follow))
+        .with_state(server)
+}
+
+/// What is told to anybody at `metrics_listen`: nothing of a person, nothing that acts.
+pub(crate) fn health_router(server: Server) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics::open))
+        .route("/healthz", get(health::live))
+        .route("/readyz", get(health::ready))
+        .fallback(|| async {
+            Failure::NotFound("here are /metrics, /healthz and /readyz alone".to_owned())
+        })
+        .method_not_allowed_fallback(|| async { Failure::Method })
+        .layer(middleware::map_response(inert))
         .with_state(server)
 }
 
 /// Runs a handler in a task of its own: a client that hangs up does not end a halt half way.
 async fn on_own_task(State(server): State<Server>, request: Request, next: Next) -> Response {
-    match server.tasks().spawn(next.run(request)).await {
+    match server.tasks().spawn(next.run(request).in_current_span()).await {
         Ok(response) => response,
         Err(error) => Failure::internal(error).into_response(),
     }
@@ -129,7 +152,7 @@ async fn on_own_task(State(server): State<Server>, request: Request, next: Next)
 
 /// As [`on_own_task`], and away from the orders' threads.
 async fn on_work_runtime(State(server): State<Server>, request: Request, next: Next) -> Response {
-    match server.tasks().spawn_on(next.run(request), server.work()).await {
+    match server.tasks().spawn_on(next.run(request).in_current_span(), server.work()).await {
         Ok(response) => response,
         Err(error) => Failure::internal(error).into_response(),
     }

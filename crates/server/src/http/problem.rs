@@ -71,7 +71,7 @@ impl Failure {
                 StatusCode::FORBIDDEN,
                 "role",
                 "The token's role is not enough",
-                Some("`estoppel token mint --role ROLE NAME` makes a token of another role"),
+                Some("`estoppel token create NAME --role ROLE` makes a token of another role"),
             ),
             Self::OtherTenant { .. } => {
                 (StatusCode::FORBIDDEN, "tenant", "The token is bound to a tenant", None)

@@ -1,17 +1,11 @@
-//! `/healthz` and `/v1/status`.
+//! `/v1/status`: for people.
 
 use axum::{Json, extract::State};
-use estoppel_api::{EnforcerStatus, Health, Role, Status};
+use estoppel_api::{EnforcerStatus, Role, Status};
 use estoppel_incident::IncidentState;
 
 use super::{extract::Caller, kill_switch, problem::Failure};
 use crate::Server;
-
-/// Tells that orders are taken. Needs no token.
-#[utoipa::path(get, path = "/healthz", tag = "server", responses((status = 200, body = Health)))]
-pub(crate) async fn health() -> Json<Health> {
-    Json(Health { status: "ok".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() })
-}
 
 /// Tells how the server and its enforcers are, and what is not as it should be.
 #[utoipa::path(get, path = "/v1/status", tag = "server", responses((status = 200, body = Status)))]
@@ -47,7 +41,14 @@ pub(crate) async fn get(
             let damage = log.damage().len();
             let log =
                 if damage == 0 { "ok".to_owned() } else { format!("{damage} damaged places") };
+            let log = match &status.poisoned {
+                Some(reason) => format!("takes no more events: {reason}"),
+                None => log,
+            };
             let worker = match status.isolation {
+                None if status.worker_failed.is_some() => {
+                    format!("down: {}", status.worker_failed.unwrap_or_default())
+                }
                 None => "starts with the first query".to_owned(),
                 Some(isolation) if isolation.gaps.is_empty() => {
                     format!("ok: no network, {} MiB", isolation.memory_bytes >> 20)
@@ -63,6 +64,7 @@ pub(crate) async fn get(
     if paging == "none" {
         warnings.push("nobody is paged: configure `[paging]` in estoppel.toml".to_owned());
     }
+    warnings.extend(server.tokens().ending_soon(server.clock().now()));
     if !allowlist {
         warnings
             .push("no allowlist is set: unlisted egress is learned and stops nobody".to_owned());

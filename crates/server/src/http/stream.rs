@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::{
     extract::{
         State,
-        ws::{Message, WebSocket, WebSocketUpgrade},
+        ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code},
     },
     response::Response,
 };
@@ -21,9 +21,11 @@ use crate::Server;
 
 /// How long one frame may take to go out before the enforcer is taken for gone.
 const WRITE_MAX: Duration = Duration::from_secs(10);
+/// How long the last word may take to go out.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
 /// How long an enforcer may be silent; its pings come every few seconds.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// How soon a revoked token ends its streams.
+/// How soon a stream ends whose token has expired; one that is revoked ends it at once.
 const TOKEN_CHECK: Duration = Duration::from_secs(2);
 
 /// Opens the stream of an enforcer.
@@ -80,18 +82,35 @@ async fn serve(server: Server, caller: Caller, mut socket: WebSocket) {
                 }
             }
             _ = check.tick() => {
-                if !server.tokens().still_good(caller.0.token, server.clock().now()) {
-                    break "its token was revoked or has expired";
+                if !caller.0.still_good(server.clock().now()) {
+                    break "its token has expired";
                 }
                 if heard.elapsed() > SILENCE_MAX {
                     break "it has been silent for too long";
                 }
             }
+            () = caller.0.revoked() => break "its token was revoked",
             () = server.draining() => break "the server is ending",
         }
     };
-    tracing::debug!(connection = connection.0, who = %caller.0.actor, reason, "a stream has ended");
+    farewell(&server, &caller, &mut socket).await;
+    tracing::debug!(connection = connection.0, who = %caller.0.actor, token = %caller.0.token, reason, "a stream has ended");
     server.switchboard().disconnect(connection).await;
+}
+
+/// Says why the server ends a stream, where that is no fault of the connection: an enforcer goes to
+/// the next server at once when this one drains.
+async fn farewell(server: &Server, caller: &Caller, socket: &mut WebSocket) {
+    let (code, reason) = if server.is_draining() {
+        (close_code::RESTART, "the server is ending")
+    } else if !caller.0.still_good(server.clock().now()) {
+        (close_code::POLICY, "the token was revoked or has expired")
+    } else {
+        return;
+    };
+    let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
+    // Who does not read learns it from the connection's end.
+    let _ = tokio::time::timeout(FAREWELL_MAX, socket.send(Message::Close(Some(frame)))).await;
 }
 
 /// What a token lets its bearer do on the stream. An agent's own process may hand back halts of

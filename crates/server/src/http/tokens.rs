@@ -18,10 +18,15 @@ use super::{
     extract::{Caller, JsonBody},
     problem::Failure,
 };
-use crate::{Server, credential};
+use crate::{
+    Server, credential,
+    token::{Change, Tokens},
+};
 
 const MINTED: RecordKind = RecordKind::new("token.minted");
 const REVOKED: RecordKind = RecordKind::new("token.revoked");
+/// How often the times of last use are kept.
+const KEEP_EVERY: Duration = Duration::from_secs(60);
 /// Longest life of a gateway credential.
 const CREDENTIAL_MAX: Duration = Duration::from_secs(30 * 86_400);
 const CREDENTIAL_DEFAULT: Duration = Duration::from_secs(86_400);
@@ -45,8 +50,18 @@ pub(crate) async fn mint(
         ));
     }
     let now = server.clock().now();
-    let (minted, summary) = server.tokens().mint(&request, now).map_err(Failure::internal)?;
-    record(&server, &caller, MINTED, &summary).await?;
+    let end =
+        Tokens::end(&request, now).map_err(|error| Failure::Unprocessable(error.to_string()))?;
+    // A token that nobody could be told of is not made.
+    server.journal().ledger()?;
+    let (making, by) = (server.clone(), caller.0.actor.clone());
+    let made = on_disk(move || making.tokens().mint(&request, end, &by, now)).await?;
+    let (minted, change) = made.map_err(Failure::internal)?;
+    if let Err(error) = record(&server, &change).await {
+        let undoing = server.clone();
+        on_disk(move || undoing.tokens().forget(minted.id)).await?.map_err(Failure::internal)?;
+        return Err(error);
+    }
     Ok((StatusCode::CREATED, Json(minted)))
 }
 
@@ -61,7 +76,8 @@ pub(crate) async fn list(
     Ok(Json(server.tokens().list()))
 }
 
-/// Ends a token; its streams end within seconds.
+/// Ends a token at once, with the streams that it has open. Needs no ledger: what it lacks is
+/// written at the next start.
 #[utoipa::path(
     delete, path = "/v1/tokens/{id}", tag = "tokens", params(("id" = Uuid, Path)),
     responses((status = 204), (status = 404, body = Problem))
@@ -73,28 +89,64 @@ pub(crate) async fn revoke(
 ) -> Result<StatusCode, Failure> {
     caller.at_least(Role::Admin)?;
     caller.unbound("it cannot revoke tokens")?;
-    let now = server.clock().now();
-    let revoked = server.tokens().revoke(id, now).map_err(Failure::internal)?;
-    let summary = revoked.ok_or_else(|| Failure::NotFound(format!("no token has the id {id}")))?;
-    record(&server, &caller, REVOKED, &summary).await?;
+    let (revoking, now) = (server.clone(), server.clock().now());
+    let by = caller.0.actor;
+    let revoked = on_disk(move || revoking.tokens().revoke(id, &by, now)).await?;
+    let change = revoked
+        .map_err(Failure::internal)?
+        .ok_or_else(|| Failure::NotFound(format!("no token has the id {id}")))?;
+    if let Err(error) = record(&server, &change).await {
+        server.warn(format!("the end of token {id} is not in the ledger yet: {error}"));
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn record(
-    server: &Server,
-    caller: &Caller,
-    kind: RecordKind,
-    token: &TokenSummary,
-) -> Result<(), Failure> {
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(Failure::internal)
+}
+
+async fn record(server: &Server, change: &Change) -> Result<(), Failure> {
+    let (kind, token) = (if change.revoked { REVOKED } else { MINTED }, &change.token);
     let body = serde_json::json!({
         "token": token.id, "name": token.name, "role": token.role, "tenant": token.tenant,
-        "expires_at": token.expires_at, "by": caller.0.actor,
+        "expires_at": token.expires_at, "by": change.by,
     });
     let key = format!("{kind}/{}", token.id);
-    let record =
-        NewRecord::json(kind, Some(key), server.clock().now(), &body).map_err(Failure::internal)?;
+    let record = NewRecord::json(kind, Some(key), change.at, &body).map_err(Failure::internal)?;
     server.journal().append(record).await?;
     Ok(())
+}
+
+/// Writes into the ledger what became of tokens while it could not be told: with the server
+/// stopped, at its first start, or while the disk failed.
+pub(crate) async fn reconcile(server: &Server) {
+    for change in server.tokens().changes() {
+        if let Err(error) = record(server, &change).await {
+            let id = change.token.id;
+            return server.warn(format!("the history of token {id} is not in the ledger: {error}"));
+        }
+    }
+}
+
+/// Keeps when tokens were last used, each minute and at the end.
+pub(crate) async fn keep_last_uses(server: Server) {
+    loop {
+        let last = tokio::select! {
+            () = tokio::time::sleep(KEEP_EVERY) => false,
+            () = server.draining() => true,
+        };
+        let keeping = server.clone();
+        match tokio::task::spawn_blocking(move || keeping.tokens().keep_last_uses()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "when tokens were last used is not kept"),
+            Err(error) => tracing::error!(%error, "when tokens were last used is not kept"),
+        }
+        if last {
+            return;
+        }
+    }
 }
 
 /// Makes a credential by which gateways know an agent. It is signed, so gateways need no table.

@@ -66,7 +66,7 @@ impl Stage {
 
     async fn token(&self, role: Role) -> Result<String> {
         let name = EntityId::new("bench").map_err(failed)?;
-        let request = TokenRequest { name, role, tenant: None, expires_at: None };
+        let request = TokenRequest::new(name, role);
         Ok(self.client.mint_token(&request).await?.token)
     }
 

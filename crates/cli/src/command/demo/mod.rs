@@ -231,8 +231,7 @@ fn free_port() -> Result<u16> {
 async fn run_agent(folder: &Path, stage: &Stage, client: &Client) -> Result<Actor> {
     let name =
         EntityId::new("demo-host").map_err(|error| CommandError::new(Exit::Failed, error))?;
-    let request =
-        TokenRequest { name, role: estoppel_api::Role::Enforcer, tenant: None, expires_at: None };
+    let request = TokenRequest::new(name, estoppel_api::Role::Enforcer);
     let token = client.mint_token(&request).await?.token;
     let program = agent_program(folder)?;
     let resolve =
