@@ -571,11 +571,14 @@ pub(crate) struct DemoArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct BenchArgs {
-    /// What to measure: check, halt, detect, ingest, leak (default: all)
+    /// What to measure: check, halt, scale, detect, ingest, leak (default: all)
     pub what: Vec<String>,
     /// Guards that connect for `halt`
     #[arg(long, default_value_t = 1_000)]
     pub guards: usize,
+    /// Enforcers that connect for `scale`, and subscribers of Redis beside them
+    #[arg(long, default_value_t = 10_000)]
+    pub subscribers: usize,
 }
 
 #[cfg(test)]

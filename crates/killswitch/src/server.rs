@@ -33,7 +33,7 @@ use self::progress::Board;
 pub use self::{
     hand_back::{HANDED_BACK_MAX, LOCAL_ACTOR_PREFIX},
     io::{ConnectionId, Effect, Identity, Input, SubmitError, Submitted},
-    progress::{EnforcerProgress, HaltProgress, Reached},
+    progress::{EnforcerProgress, HaltCount, HaltProgress, Reached},
     release::{RELEASED_MAX, ReleaseError, ReleasePlan},
 };
 use crate::{
@@ -272,6 +272,11 @@ impl Switch {
         self.board.progress(order, &self.orders, &self.enforcers, now)
     }
 
+    /// How far an order has been carried out, in numbers; `None` as for [`Switch::progress`].
+    pub fn count(&self, order: OrderId) -> Option<HaltCount> {
+        self.board.count(order)
+    }
+
     /// The enforcers that are connected or whose lease is not over.
     pub fn enforcers(&self) -> impl Iterator<Item = &EnforcerState> {
         self.enforcers.values()
@@ -356,9 +361,10 @@ impl Switch {
             (ToServer::Confirm(confirmation), Phase::Syncing(_) | Phase::InSync(_)) => {
                 let state = enforcer.and_then(|enforcer| self.enforcers.get(&enforcer));
                 if let Some(state) = state
-                    && self.board.confirmed(state, &confirmation, &self.orders, now)
+                    && let Some(count) =
+                        self.board.confirmed(state, &confirmation, &self.orders, now)
                 {
-                    effects.push(Effect::Confirmed { enforcer: state.id, confirmation });
+                    effects.push(Effect::Confirmed { enforcer: state.id, confirmation, count });
                 }
             }
             (ToServer::Outcome(outcome), Phase::Syncing(enforcer) | Phase::InSync(enforcer)) => {

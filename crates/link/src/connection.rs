@@ -29,6 +29,8 @@ use crate::{LinkError, station::Station};
 const CONNECT_MAX: Duration = Duration::from_secs(4);
 /// Longest time that one frame may take to leave.
 const WRITE_MAX: Duration = Duration::from_secs(4);
+/// Bytes that are read at once; an agent's process should not pay for more.
+const BUFFER_BYTES: usize = 16 * 1024;
 /// Longest time for the closing handshake.
 const CLOSE_MAX: Duration = Duration::from_millis(250);
 const STOPPED: &str = "stopped";
@@ -83,7 +85,7 @@ impl Connector {
             if !stop.is_cancelled() && (!said || failures == 0) {
                 tracing::warn!(server = %server.url, problem, "not connected");
             }
-            let pause = pause(failures, self.servers.len());
+            let pause = reconnect_pause(failures, self.servers.len());
             failures += 1;
             if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return;
@@ -92,8 +94,11 @@ impl Connector {
     }
 }
 
-/// How long to wait after this many failures in a row.
-fn pause(failures: usize, servers: usize) -> Duration {
+/// How long an enforcer waits before it connects again, after this many failures in a row.
+///
+/// Zero while there is a server that was not tried in this round; then 50 ms, doubled by the round up
+/// to 2 s, of which a random half is left out.
+pub fn reconnect_pause(failures: usize, servers: usize) -> Duration {
     // Within a round the next server is tried at once.
     if !(failures + 1).is_multiple_of(servers) {
         return Duration::ZERO;
@@ -106,6 +111,7 @@ fn pause(failures: usize, servers: usize) -> Duration {
 /// One connection from its making to its end; returns why it ended.
 async fn session(server: &Server, station: &Station, stop: &CancellationToken) -> String {
     let config = WebSocketConfig::default()
+        .read_buffer_size(BUFFER_BYTES)
         .max_message_size(Some(FRAME_BYTES_MAX))
         .max_frame_size(Some(FRAME_BYTES_MAX));
     let connecting = tokio_tungstenite::connect_async_tls_with_config(
@@ -221,14 +227,14 @@ mod tests {
 
     #[test]
     fn pauses_grow_by_the_round_and_stay_below_a_lease() {
-        assert_eq!(pause(0, 3), Duration::ZERO);
-        assert_eq!(pause(1, 3), Duration::ZERO);
-        assert!((PAUSE_MIN / 2..=PAUSE_MIN).contains(&pause(2, 3)));
-        assert_eq!(pause(3, 3), Duration::ZERO);
-        assert!((PAUSE_MIN..=PAUSE_MIN * 2).contains(&pause(5, 3)));
-        assert!((PAUSE_MIN / 2..=PAUSE_MIN).contains(&pause(0, 1)));
+        assert_eq!(reconnect_pause(0, 3), Duration::ZERO);
+        assert_eq!(reconnect_pause(1, 3), Duration::ZERO);
+        assert!((PAUSE_MIN / 2..=PAUSE_MIN).contains(&reconnect_pause(2, 3)));
+        assert_eq!(reconnect_pause(3, 3), Duration::ZERO);
+        assert!((PAUSE_MIN..=PAUSE_MIN * 2).contains(&reconnect_pause(5, 3)));
+        assert!((PAUSE_MIN / 2..=PAUSE_MIN).contains(&reconnect_pause(0, 1)));
         for failures in [10, 1_000, usize::MAX - 1] {
-            assert!((PAUSE_MAX / 2..=PAUSE_MAX).contains(&pause(failures, 1)));
+            assert!((PAUSE_MAX / 2..=PAUSE_MAX).contains(&reconnect_pause(failures, 1)));
         }
     }
 

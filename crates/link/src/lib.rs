@@ -20,6 +20,7 @@ mod upload;
 mod view;
 
 pub use config::{LinkConfig, LinkError, OnLost};
+pub use connection::reconnect_pause;
 pub use estoppel_killswitch::frame;
 pub use handle::{Link, LinkEvent, LinkStatus, LocalHalt};
 pub use spool::SpoolError;

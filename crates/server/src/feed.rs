@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use estoppel_api::Durable;
+use estoppel_killswitch::frame::Confirmation;
 use estoppel_killswitch::invariant::Observation;
 use estoppel_ledger::{Checkpoint, LedgerError, Standing};
 use estoppel_model::{OrderId, SignedOrder};
@@ -32,16 +33,19 @@ pub(crate) async fn take(server: Server, mut news: mpsc::Receiver<News>) {
                 server.metrics().accepted(accepted.id, accepted.at);
                 server.tasks().spawn(keep(server.clone(), accepted));
             }
-            Some(News::Confirmed { enforcer, confirmation, at }) => {
-                server.metrics().confirmed(confirmation.order, confirmation.stage, at);
+            Some(News::Confirmed(word)) => {
+                let Confirmation { order, stage, .. } = word.confirmation;
+                server.metrics().confirmed(order, stage, word.at);
+                // Of thousands of guards a task each would be for nothing.
+                if !word.is_recorded() && !word.count.is_complete() {
+                    continue;
+                }
                 let incidents = server.incidents().clone();
-                server
-                    .tasks()
-                    .spawn(async move { incidents.confirmed(enforcer, *confirmation).await });
+                server.tasks().spawn(async move { incidents.confirmed(*word).await });
             }
-            Some(News::LeaseOver) => {
+            Some(News::LeasesOver) => {
                 let incidents = server.incidents().clone();
-                server.tasks().spawn(async move { incidents.lease_over().await });
+                server.tasks().spawn(async move { incidents.leases_over().await });
             }
             Some(News::HandedBack { order }) => server.incidents().handed_back(&order),
             Some(News::Joined { enforcer, checkpoint }) => compare(&server, enforcer, &checkpoint),

@@ -18,13 +18,10 @@ use estoppel_incident::{
         Source,
     },
 };
-use estoppel_killswitch::{
-    frame::{Confirmation, Stage},
-    server::HaltProgress,
-};
+use estoppel_killswitch::{frame::Stage, server::HaltCount};
 use estoppel_model::{
-    Actor, Clock, EnforcerId, IncidentId, IncidentNumber, NewRecord, Order, OrderBody, OrderId,
-    Scope, ScopeSet, Severity, Subject, Untrusted,
+    Actor, Clock, IncidentId, IncidentNumber, NewRecord, Order, OrderBody, OrderId, Scope,
+    ScopeSet, Severity, Subject, Untrusted,
 };
 use estoppel_playbook::journal::StepOutcome;
 use tokio_util::task::TaskTracker;
@@ -32,13 +29,11 @@ use tokio_util::task::TaskTracker;
 use crate::{
     journal::{Journal, JournalError},
     metrics::{Metrics, PageOutcome},
-    switchboard::{Given, Switchboard},
+    switchboard::{Given, Switchboard, Word},
 };
 
 /// How long a page waits for the ledger to give the incident its number.
 const NUMBER_WAIT: Duration = Duration::from_millis(300);
-/// Beyond so many enforcers the words of guards are counted and not recorded one by one.
-const WORDS_RECORDED_MAX: usize = 200;
 /// Incidents that were opened in memory and are not in the ledger yet.
 const OPENING_MAX: usize = 1_024;
 
@@ -320,56 +315,19 @@ impl Incidents {
     }
 
     /// An enforcer's word came.
-    pub(crate) async fn confirmed(&self, enforcer: EnforcerId, word: Confirmation) {
-        let Some(incident) = lock(&self.0.followed).get(&word.order).copied() else { return };
-        let Ok(Some((progress, _))) = self.0.switchboard.progress(word.order).await else { return };
+    pub(crate) async fn confirmed(&self, word: Word) {
+        let order = word.confirmation.order;
+        let Some(incident) = lock(&self.0.followed).get(&order).copied() else { return };
         self.opened(incident).await;
-        let Some(member) = progress.enforcers.iter().find(|member| member.enforcer == enforcer)
-        else {
-            return;
-        };
-        if progress.expected <= WORDS_RECORDED_MAX || member.witness {
-            let settlement = word.settlement;
-            let confirmed = Confirmed {
-                incident,
-                order: word.order,
-                enforcer,
-                kind: format!("{:?}", member.kind).to_lowercase(),
-                name: Untrusted::new(member.name.clone()),
-                stage: match word.stage {
-                    Stage::Unsupported => ConfirmedStage::Unsupported,
-                    Stage::Refusing => ConfirmedStage::Refusing,
-                    Stage::Settled => ConfirmedStage::Settled,
-                },
-                confirmed_at: word.at,
-                after_us: word.after_us,
-                steps_cancelled: settlement.steps_cancelled,
-                connections_cut: settlement.connections_cut,
-                processes_frozen: settlement.processes_frozen,
-                bytes_out: settlement.bytes_out,
-                last_byte_at: settlement.last_byte_at,
-                not_interruptible: settlement
-                    .not_interruptible
-                    .into_iter()
-                    .map(Untrusted::new)
-                    .collect(),
-                containment: settlement.containment.map(Untrusted::new),
-                observed_only: settlement.observed_only,
-            };
-            match confirmed.record(self.0.clock.now()) {
-                Ok(record) => {
-                    if let Err(error) = self.0.journal.append(record).await {
-                        tracing::error!(%error, "a confirmation could not be written");
-                    }
-                }
-                Err(error) => tracing::error!(%error, "a confirmation cannot be written"),
-            }
+        let count = word.count;
+        if word.is_recorded() {
+            self.write(confirmed(incident, word).record(self.0.clock.now())).await;
         }
-        self.contained(&progress, incident).await;
+        self.contained(order, incident, &count).await;
     }
 
-    /// A lease ended: what waited for it may be complete.
-    pub(crate) async fn lease_over(&self) {
+    /// Leases ended: what waited for those enforcers may be complete.
+    pub(crate) async fn leases_over(&self) {
         let followed: Vec<_> =
             lock(&self.0.followed).iter().map(|(order, incident)| (*order, *incident)).collect();
         for (order, incident) in followed {
@@ -378,35 +336,34 @@ impl Incidents {
     }
 
     async fn look(&self, order: OrderId, incident: IncidentId) {
-        if let Ok(Some((progress, _))) = self.0.switchboard.progress(order).await {
-            self.contained(&progress, incident).await;
+        if let Ok(Some(count)) = self.0.switchboard.count(order).await {
+            self.contained(order, incident, &count).await;
         }
     }
 
-    async fn contained(&self, progress: &HaltProgress, incident: IncidentId) {
-        if progress.settled + progress.by_lease < progress.expected || progress.expected == 0 {
-            return;
-        }
-        let order = progress.order.id;
-        if lock(&self.0.followed).remove(&order).is_none() {
+    async fn contained(&self, order: OrderId, incident: IncidentId, count: &HaltCount) {
+        if !count.is_complete() || lock(&self.0.followed).remove(&order).is_none() {
             return;
         }
         let contained = Contained {
             incident,
             order,
-            enforcers: progress.expected as u64,
-            settled: progress.settled as u64,
-            by_lease: progress.by_lease as u64,
+            enforcers: count.expected as u64,
+            settled: count.settled as u64,
+            by_lease: count.by_lease as u64,
         };
-        match contained.record(self.0.clock.now()) {
+        self.write(contained.record(self.0.clock.now())).await;
+    }
+
+    /// Writes what an order came to. A failure is logged: the stop does not depend on it.
+    async fn write(&self, record: Result<NewRecord, serde_json::Error>) {
+        match record {
             Ok(record) => {
                 if let Err(error) = self.keep(record).await {
-                    tracing::error!(%error, "that an order was carried out could not be written");
+                    tracing::error!(%error, "what an order came to could not be written");
                 }
             }
-            Err(error) => {
-                tracing::error!(%error, "that an order was carried out cannot be written")
-            }
+            Err(error) => tracing::error!(%error, "what an order came to cannot be written"),
         }
     }
 
@@ -512,6 +469,34 @@ fn opened_by(order: &Order, id: IncidentId) -> Opened {
         subject: Subject::default(),
         by: order.issued_by.clone(),
         description: None,
+    }
+}
+
+fn confirmed(incident: IncidentId, word: Word) -> Confirmed {
+    let Word { enforcer, kind, name, confirmation, .. } = word;
+    let settlement = confirmation.settlement;
+    let untrusted = |text: Vec<String>| text.into_iter().map(Untrusted::new).collect();
+    Confirmed {
+        incident,
+        order: confirmation.order,
+        enforcer,
+        kind: format!("{kind:?}").to_lowercase(),
+        name: Untrusted::new(name),
+        stage: match confirmation.stage {
+            Stage::Unsupported => ConfirmedStage::Unsupported,
+            Stage::Refusing => ConfirmedStage::Refusing,
+            Stage::Settled => ConfirmedStage::Settled,
+        },
+        confirmed_at: confirmation.at,
+        after_us: confirmation.after_us,
+        steps_cancelled: settlement.steps_cancelled,
+        connections_cut: settlement.connections_cut,
+        processes_frozen: settlement.processes_frozen,
+        bytes_out: settlement.bytes_out,
+        last_byte_at: settlement.last_byte_at,
+        not_interruptible: untrusted(settlement.not_interruptible),
+        containment: settlement.containment.map(Untrusted::new),
+        observed_only: settlement.observed_only,
     }
 }
 

@@ -17,11 +17,11 @@ use axum::extract::ws::{Message, Utf8Bytes};
 use estoppel_api::Durable;
 use estoppel_killswitch::{
     Now, Signer as _,
-    frame::{Action, Confirmation, Outcome, ToEnforcer, ToServer},
+    frame::{Action, Confirmation, EnforcerKind, Outcome, ToEnforcer, ToServer},
     invariant::{ServerWatch, Tally, Violation},
     server::{
-        ConnectionId, Effect, HaltProgress, Identity, Input, SubmitError, Submitted, Switch,
-        SwitchConfig,
+        ConnectionId, Effect, HaltCount, HaltProgress, Identity, Input, SubmitError, Submitted,
+        Switch, SwitchConfig,
     },
 };
 use estoppel_model::{Clock, EnforcerId, Order, OrderId, SignedOrder};
@@ -39,6 +39,8 @@ const FRAMES_WAITING_MAX: usize = 16_384;
 const OUTGOING_MAX: usize = 4_096;
 /// What the rest of the server is to be told and has not yet taken.
 const NEWS_WAITING_MAX: usize = 65_536;
+/// Most enforcers of an order of which the words of guards are recorded one by one.
+const WORDS_RECORDED_MAX: usize = 200;
 const TICK: Duration = Duration::from_millis(250);
 
 /// What the rest of the server learns.
@@ -46,14 +48,35 @@ const TICK: Duration = Duration::from_millis(250);
 pub(crate) enum News {
     /// An order is in force and on its way to the disk.
     Accepted(Accepted),
-    /// An enforcer's word on an order, and when it came.
-    Confirmed { enforcer: EnforcerId, confirmation: Box<Confirmation>, at: Instant },
-    /// A lease ended: what waited for that enforcer may be complete.
-    LeaseOver,
+    /// An enforcer's word on an order.
+    Confirmed(Box<Word>),
+    /// Leases ended: what waited for those enforcers may be complete.
+    LeasesOver,
     /// An enforcer said hello, with the last checkpoint that it saw.
     Joined { enforcer: EnforcerId, checkpoint: String },
     /// A halt came from an enforcer.
     HandedBack { order: Arc<Order> },
+}
+
+/// What an enforcer said of an order.
+#[derive(Debug)]
+pub(crate) struct Word {
+    pub enforcer: EnforcerId,
+    pub kind: EnforcerKind,
+    pub name: String,
+    pub confirmation: Confirmation,
+    /// How far the order has been carried out with it.
+    pub count: HaltCount,
+    /// When it came.
+    pub at: Instant,
+}
+
+impl Word {
+    /// Whether it becomes a record of its own. Of thousands of guards the numbers say enough; who
+    /// witnesses is always named.
+    pub(crate) const fn is_recorded(&self) -> bool {
+        self.count.expected <= WORDS_RECORDED_MAX || !matches!(self.kind, EnforcerKind::Guard)
+    }
 }
 
 /// An order on its way to the disk.
@@ -218,12 +241,19 @@ impl Switchboard {
         &self,
         order: OrderId,
     ) -> Result<Option<(HaltProgress, Durable)>, Ended> {
-        self.call(move |desk| {
-            let progress = desk.switch.progress(order, desk.now())?;
-            report(desk.watch.progress(&progress));
-            Some((progress, desk.durability(order)))
-        })
-        .await
+        let progress = self
+            .call(move |desk| {
+                let progress = desk.switch.progress(order, desk.now())?;
+                report(desk.watch.progress(&progress));
+                Some((progress, desk.durability(order)))
+            })
+            .await?;
+        Ok(progress.map(|(progress, durable)| (progress.sorted(), durable)))
+    }
+
+    /// How far an order has been carried out, in numbers.
+    pub(crate) async fn count(&self, order: OrderId) -> Result<Option<HaltCount>, Ended> {
+        self.call(move |desk| desk.switch.count(order)).await
     }
 
     /// How safely an order is kept.
@@ -360,6 +390,7 @@ impl Desk {
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
+        let mut leases_over = false;
         for effect in effects {
             match effect {
                 Effect::Broadcast { connections, frame } => {
@@ -384,9 +415,9 @@ impl Desk {
                         self.tell(News::Joined { enforcer, checkpoint });
                     }
                 }
-                Effect::LeaseOver { .. } => self.tell(News::LeaseOver),
-                Effect::Confirmed { enforcer, confirmation } => {
-                    self.tell(News::Confirmed { enforcer, confirmation, at: Instant::now() });
+                Effect::LeaseOver { .. } => leases_over = true,
+                Effect::Confirmed { enforcer, confirmation, count } => {
+                    self.confirmed(enforcer, *confirmation, count);
                 }
                 Effect::Outcome { outcome, .. } => {
                     if let Some(waiting) = self.waiting.remove(&outcome.action) {
@@ -407,6 +438,22 @@ impl Desk {
                 }
             }
         }
+        if leases_over {
+            self.tell(News::LeasesOver);
+        }
+    }
+
+    fn confirmed(&self, enforcer: EnforcerId, confirmation: Confirmation, count: HaltCount) {
+        let Some(state) = self.switch.enforcer(enforcer) else { return };
+        let (kind, name, at) = (state.kind, state.name.clone(), Instant::now());
+        self.tell(News::Confirmed(Box::new(Word {
+            enforcer,
+            kind,
+            name,
+            confirmation,
+            count,
+            at,
+        })));
     }
 
     fn send(&mut self, connection: ConnectionId, message: Message) {

@@ -6,6 +6,10 @@ use std::process::ExitCode;
 pub(crate) const SQL_WORKER: &str = "sql-worker";
 /// The demo agent's subcommand.
 pub(crate) const DEMO_AGENT: &str = "demo-agent";
+/// The subcommand of a benchmark's guards.
+pub(crate) const BENCH_GUARDS: &str = "bench-guards";
+/// The subcommand of a benchmark's subscribers.
+pub(crate) const BENCH_SWARM: &str = "bench-swarm";
 
 /// Runs the role that the first argument names, if it names one.
 pub(crate) fn dispatch() -> Option<ExitCode> {
@@ -15,6 +19,8 @@ pub(crate) fn dispatch() -> Option<ExitCode> {
         SQL_WORKER => Some(estoppel_eventlog::worker::main()),
         estoppel_host::shim::SUBCOMMAND => Some(estoppel_host::shim::main(args)),
         DEMO_AGENT => Some(super::demo::agent()),
+        BENCH_GUARDS => Some(super::bench::guards()),
+        BENCH_SWARM => Some(super::bench::swarm()),
         _ => None,
     }
 }

@@ -49,7 +49,7 @@ impl ServerWatch {
     /// Checks the effects of a step.
     pub fn stepped(&self, switch: &Switch, effects: &[Effect]) -> Vec<Violation> {
         let seen = effects.iter().filter_map(|effect| match effect {
-            Effect::Confirmed { enforcer, confirmation } => Some(Observation::Said {
+            Effect::Confirmed { enforcer, confirmation, .. } => Some(Observation::Said {
                 order: confirmation.order,
                 refuses: was_sent(switch, *enforcer, confirmation.order),
             }),

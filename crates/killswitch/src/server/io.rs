@@ -6,6 +6,7 @@ use estoppel_model::{
     Actor, EnforcerId, EntityId, Order, OrderError, OrderId, ScopeSet, SignedOrder,
 };
 
+use super::HaltCount;
 use crate::frame::{Confirmation, ORDER_BYTES_MAX, Outcome, ToEnforcer, ToServer};
 
 /// Names a connection; made by whoever accepts it, never used again.
@@ -94,6 +95,8 @@ pub enum Effect {
         enforcer: EnforcerId,
         /// What it said.
         confirmation: Box<Confirmation>,
+        /// How far the order has been carried out with it.
+        count: HaltCount,
     },
     /// What an action came to.
     Outcome {

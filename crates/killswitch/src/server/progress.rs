@@ -4,11 +4,11 @@
 //! acceptance. It counts as done when it has confirmed, or when its lease is over: from then on it
 //! refuses by itself. Who comes later is listed apart and changes no count.
 //!
-//! Bounded: the last [`ORDERS_MAX`] orders are tracked, and of each at most [`LATE_MAX`] late
-//! enforcers.
+//! Bounded: the last [`ORDERS_MAX`] orders are tracked, fewer where they have more than
+//! [`MEMBERS_MAX`] enforcers between them, and of each at most [`LATE_MAX`] late enforcers.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -23,6 +23,9 @@ use crate::{
 
 /// Most orders that are tracked.
 const ORDERS_MAX: usize = 256;
+/// Most enforcers of all tracked orders together, of some 200 bytes each; the newest order is tracked
+/// whatever its size.
+const MEMBERS_MAX: usize = 300_000;
 /// Most enforcers that came after the acceptance and are listed.
 const LATE_MAX: usize = 1_000;
 
@@ -33,6 +36,36 @@ pub struct Reached {
     pub at: Timestamp,
     /// From the acceptance to the word's arrival at the server, on the server's boot clock.
     pub after: Duration,
+}
+
+/// How far an order has been carried out, in numbers: kept up to date by each word, so that asking
+/// costs nothing however many enforcers there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HaltCount {
+    /// Enforcers whose lease was alive at the acceptance.
+    pub expected: usize,
+    /// Of those, how many refuse new work. One that only observes refuses nothing.
+    pub refusing: usize,
+    /// Of those, how many have settled.
+    pub settled: usize,
+    /// Of those, how many did not confirm and whose lease is over.
+    pub by_lease: usize,
+}
+
+impl HaltCount {
+    /// Whether every expected enforcer has settled, or refuses by its lease.
+    pub const fn is_complete(&self) -> bool {
+        self.expected > 0 && self.settled + self.by_lease >= self.expected
+    }
+
+    /// Counts a member out as it was, and in as it is.
+    fn recount(&mut self, before: &Self, after: &Self) {
+        let moved = |total: usize, from: usize, to: usize| total + to - from;
+        self.expected = moved(self.expected, before.expected, after.expected);
+        self.refusing = moved(self.refusing, before.refusing, after.refusing);
+        self.settled = moved(self.settled, before.settled, after.settled);
+        self.by_lease = moved(self.by_lease, before.by_lease, after.by_lease);
+    }
 }
 
 /// How far an order has been carried out.
@@ -52,8 +85,24 @@ pub struct HaltProgress {
     pub settled: usize,
     /// Of those, how many did not confirm and whose lease is over.
     pub by_lease: usize,
-    /// Each enforcer's word, the expected ones first.
+    /// Each enforcer's word, by id.
     pub enforcers: Vec<EnforcerProgress>,
+}
+
+impl HaltProgress {
+    /// Brings the expected enforcers to the front, each part by name. Not done by the switch itself,
+    /// which has orders to broadcast.
+    #[must_use]
+    pub fn sorted(mut self) -> Self {
+        self.enforcers.sort_by(|one, other| {
+            (!one.expected, &one.name, one.enforcer).cmp(&(
+                !other.expected,
+                &other.name,
+                other.enforcer,
+            ))
+        });
+        self
+    }
 }
 
 /// One enforcer's word on one order.
@@ -92,9 +141,12 @@ struct Member {
     unsupported: bool,
     refusing: Option<Reached>,
     settled: Option<Reached>,
-    settlement: Settlement,
+    /// What it said of it; most say nothing.
+    settlement: Option<Box<Settlement>>,
     /// As it was at the acceptance, or when it was over.
     lease_until: Option<Boottime>,
+    /// Its lease has been over since: it came back with this order, or not at all.
+    lapsed: bool,
 }
 
 impl Member {
@@ -107,13 +159,26 @@ impl Member {
             unsupported: false,
             refusing: None,
             settled: None,
-            settlement: Settlement::default(),
+            settlement: None,
             lease_until: state.lease_until,
+            lapsed: false,
+        }
+    }
+
+    /// What it adds to the numbers.
+    fn count(&self) -> HaltCount {
+        let one = |counts: bool| usize::from(self.expected && counts);
+        HaltCount {
+            expected: one(true),
+            refusing: one(self.refuses()),
+            settled: one(self.refuses() && self.settled.is_some()),
+            by_lease: one(self.lapsed && self.refusing.is_none()),
         }
     }
 
     fn refuses(&self) -> bool {
-        self.refusing.is_some() && !self.settlement.observed_only
+        let observes = self.settlement.as_ref().is_some_and(|settlement| settlement.observed_only);
+        self.refusing.is_some() && !observes
     }
 }
 
@@ -122,6 +187,7 @@ struct Tracked {
     accepted: Now,
     members: BTreeMap<EnforcerId, Member>,
     late: usize,
+    count: HaltCount,
 }
 
 /// The words on the last orders.
@@ -144,62 +210,75 @@ impl Board {
             .map(|state| (state.id, Member::of(state, true)))
             .collect();
         let expected = members.len();
-        self.orders.insert(order.id, Tracked { accepted: now, members, late: 0 });
+        let count = HaltCount { expected, ..HaltCount::default() };
+        self.orders.insert(order.id, Tracked { accepted: now, members, late: 0, count });
         self.by_age.push_back(order.id);
-        if self.by_age.len() > ORDERS_MAX
-            && let Some(oldest) = self.by_age.pop_front()
-        {
-            self.orders.remove(&oldest);
+        let mut members: usize = self.orders.values().map(|tracked| tracked.members.len()).sum();
+        while self.by_age.len() > ORDERS_MAX || (members > MEMBERS_MAX && self.by_age.len() > 1) {
+            let Some(oldest) = self.by_age.pop_front() else { break };
+            members -= self.orders.remove(&oldest).map_or(0, |tracked| tracked.members.len());
         }
         expected
     }
 
-    /// Takes an enforcer's word; whether it changed anything.
+    /// Takes an enforcer's word; the numbers, if it changed anything.
     pub(super) fn confirmed(
         &mut self,
         state: &EnforcerState,
         word: &Confirmation,
         orders: &OrderSet,
         now: Now,
-    ) -> bool {
-        let Some(tracked) = self.orders.get_mut(&word.order) else { return false };
+    ) -> Option<HaltCount> {
+        let tracked = self.orders.get_mut(&word.order)?;
         if orders.order(word.order).is_none_or(|order| !state.audience.admits(order)) {
-            return false;
+            return None;
         }
-        if !tracked.members.contains_key(&state.id) {
-            if tracked.late == LATE_MAX {
-                return false;
+        let member = match tracked.members.entry(state.id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if tracked.late == LATE_MAX => return None,
+            Entry::Vacant(new) => {
+                tracked.late += 1;
+                new.insert(Member::of(state, false))
             }
-            tracked.late += 1;
-            tracked.members.insert(state.id, Member::of(state, false));
-        }
-        let Some(member) = tracked.members.get_mut(&state.id) else { return false };
+        };
         if member.actor != state.actor {
-            return false;
+            return None;
         }
+        let before = member.count();
         let reached = Reached { at: word.at, after: now.boot.since(tracked.accepted.boot) };
-        match word.stage {
+        let changed = match word.stage {
             Stage::Unsupported | Stage::Refusing => {
                 member.unsupported = word.stage == Stage::Unsupported;
                 // The first word stands: later ones are repetitions after a reconnect.
                 member.refusing.replace(member.refusing.unwrap_or(reached)).is_none()
             }
             Stage::Settled => {
-                let changed = member.settled.is_none() || member.settlement != word.settlement;
+                let settlement = (!word.settlement.is_empty()).then_some(&word.settlement);
+                let changed =
+                    member.settled.is_none() || member.settlement.as_deref() != settlement;
                 // What has settled refuses, should the first word have been lost.
                 member.refusing.get_or_insert(reached);
                 member.settled.get_or_insert(reached);
-                member.settlement = word.settlement.clone();
+                member.settlement = settlement.cloned().map(Box::new);
                 changed
             }
-        }
+        };
+        tracked.count.recount(&before, &member.count());
+        changed.then_some(tracked.count)
+    }
+
+    pub(super) fn count(&self, order: OrderId) -> Option<HaltCount> {
+        Some(self.orders.get(&order)?.count)
     }
 
     /// An enforcer's lease is over.
     pub(super) fn lease_over(&mut self, state: &EnforcerState) {
         for tracked in self.orders.values_mut() {
             if let Some(member) = tracked.members.get_mut(&state.id) {
+                let before = member.count();
                 member.lease_until = state.lease_until;
+                member.lapsed = true;
+                tracked.count.recount(&before, &member.count());
             }
         }
     }
@@ -212,7 +291,7 @@ impl Board {
         now: Now,
     ) -> Option<HaltProgress> {
         let tracked = self.orders.get(&order)?;
-        let mut words: Vec<EnforcerProgress> = tracked
+        let words: Vec<EnforcerProgress> = tracked
             .members
             .iter()
             .map(|(id, member)| {
@@ -220,23 +299,13 @@ impl Board {
                 word(*id, member, live.or(member.lease_until), now)
             })
             .collect();
-        words.sort_by(|one, other| {
-            (!one.expected, &one.name, one.enforcer).cmp(&(
-                !other.expected,
-                &other.name,
-                other.enforcer,
-            ))
-        });
-        let expected = || tracked.members.values().filter(|member| member.expected);
         Some(HaltProgress {
             order: Arc::clone(orders.order(order)?),
             accepted_at: tracked.accepted.wall,
             in_force: orders.is_in_force(order),
-            expected: expected().count(),
-            refusing: expected().filter(|member| member.refuses()).count(),
-            settled: expected()
-                .filter(|member| member.refuses() && member.settled.is_some())
-                .count(),
+            expected: tracked.count.expected,
+            refusing: tracked.count.refusing,
+            settled: tracked.count.settled,
             by_lease: words.iter().filter(|word| word.expected && word.by_lease).count(),
             enforcers: words,
         })
@@ -259,9 +328,9 @@ fn word(
         unsupported: member.unsupported,
         refusing: member.refusing,
         settled: member.settled,
-        settlement: member.settlement.clone(),
+        settlement: member.settlement.as_deref().cloned().unwrap_or_default(),
         lease_until: lease_until.map(|until| wall(until, now)),
-        by_lease: over && member.refusing.is_none(),
+        by_lease: (over || member.lapsed) && member.refusing.is_none(),
     }
 }
 

@@ -9,8 +9,8 @@ use estoppel_killswitch::{
         ToEnforcer, ToServer,
     },
     server::{
-        ConnectionId, Effect, EnforcerState, HANDED_BACK_MAX, Identity, Input, ReleaseError,
-        SubmitError, Submitted, Switch, SwitchConfig,
+        ConnectionId, Effect, EnforcerProgress, EnforcerState, HANDED_BACK_MAX, HaltCount,
+        HaltProgress, Identity, Input, ReleaseError, SubmitError, Submitted, Switch, SwitchConfig,
     },
 };
 use estoppel_model::{
@@ -194,6 +194,7 @@ fn confirmations_count_for_those_who_were_there() {
     assert!(frame(&mut switch, 1, refusing(order_id(99)), 2_030).is_empty());
 
     let progress = switch.progress(halt.id, at(3_000)).unwrap();
+    assert_counted(&switch, halt.id, &progress);
     assert_eq!(
         (progress.expected, progress.refusing, progress.settled, progress.by_lease),
         (2, 1, 0, 0)
@@ -212,6 +213,7 @@ fn confirmations_count_for_those_who_were_there() {
             .any(|effect| matches!(effect, Effect::LeaseOver { enforcer } if *enforcer == silent))
     );
     let progress = switch.progress(halt.id, at(15_001)).unwrap();
+    assert_counted(&switch, halt.id, &progress);
     assert_eq!(
         (progress.expected, progress.refusing, progress.settled, progress.by_lease),
         (2, 1, 1, 1)
@@ -223,6 +225,7 @@ fn confirmations_count_for_those_who_were_there() {
     switch.step(Input::Tick, at(16_000));
     assert!(switch.enforcers().all(|state| state.id != silent), "forgotten");
     let later = switch.progress(halt.id, at(60_000)).unwrap();
+    assert_counted(&switch, halt.id, &later);
     assert_eq!(later.enforcers[1].lease_until, Some(at(15_000).wall), "but not its lease's end");
 }
 
@@ -235,6 +238,7 @@ fn an_enforcer_that_only_observes_refuses_nothing() {
     let observed = Settlement { observed_only: true, ..Settlement::default() };
     frame(&mut switch, 1, confirm(order_id(1), Stage::Settled, observed), 3);
     let progress = switch.progress(order_id(1), at(4)).unwrap();
+    assert_counted(&switch, order_id(1), &progress);
     assert_eq!((progress.refusing, progress.settled), (0, 0));
 }
 
@@ -531,4 +535,22 @@ fn a_stale_node_gives_shorter_leases() {
     assert_eq!(sent(&effects, 1), [&ToEnforcer::Pong { nonce: 7, staleness_ms: 4_000 }]);
     let state = switch.enforcers().find(|state| state.id == enforcer).unwrap();
     assert!(state.is_alive(at(12_999).boot) && !state.is_alive(at(13_000).boot));
+}
+
+/// The numbers that are kept up to date are those that counting the words gives.
+fn assert_counted(switch: &Switch, order: OrderId, progress: &HaltProgress) {
+    let counted = |of: fn(&&EnforcerProgress) -> bool| {
+        progress.enforcers.iter().filter(|word| word.expected).filter(of).count()
+    };
+    let refuses: fn(&&EnforcerProgress) -> bool =
+        |word| word.refusing.is_some() && !word.settlement.observed_only;
+    let settled: fn(&&EnforcerProgress) -> bool =
+        |word| word.refusing.is_some() && !word.settlement.observed_only && word.settled.is_some();
+    let expect = HaltCount {
+        expected: counted(|_| true),
+        refusing: counted(refuses),
+        settled: counted(settled),
+        by_lease: progress.by_lease,
+    };
+    assert_eq!(switch.count(order), Some(expect));
 }

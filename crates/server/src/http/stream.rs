@@ -19,6 +19,8 @@ use estoppel_model::{Kind, Scope};
 use super::{extract::Caller, problem::Failure};
 use crate::Server;
 
+/// Bytes of a connection's buffers while nothing is in them: thousands are idle.
+const BUFFER_BYTES: usize = 2 * 1024;
 /// How long one frame may take to go out before the enforcer is taken for gone.
 const WRITE_MAX: Duration = Duration::from_secs(10);
 /// How long the last word may take to go out.
@@ -36,7 +38,11 @@ pub(crate) async fn get(
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Failure> {
     caller.machine_or(&[Role::Agent, Role::Enforcer], Role::Admin)?;
-    let upgrade = upgrade.max_message_size(FRAME_BYTES_MAX).max_frame_size(FRAME_BYTES_MAX);
+    let upgrade = upgrade
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES)
+        .max_message_size(FRAME_BYTES_MAX)
+        .max_frame_size(FRAME_BYTES_MAX);
     Ok(upgrade.on_upgrade(move |socket| {
         let tasks = server.tasks().clone();
         // The upgrade's own task must outlive no shutdown: the tracked one does the work.

@@ -1,5 +1,4 @@
-//! A server with its enforcers in this process, over real sockets: halt to refusing to settled,
-//! event to halt, durable ingest.
+//! A server and a guard in this process, over real sockets: event to halt, durable ingest.
 
 use std::{
     path::PathBuf,
@@ -7,29 +6,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use estoppel_api::{Allowlist, Client, HaltRequest, Role, TokenRequest};
+use estoppel_api::{Allowlist, Client, Role, TokenRequest};
 use estoppel_eventlog::WorkerCommand;
 use estoppel_link::{
     EventBuffer, Link, LinkConfig, LinkEvent, OnLost,
     frame::{EnforcerKind, Settlement},
 };
-use estoppel_model::{EntityId, Kind, Scope, Secret, SystemClock};
+use estoppel_model::{EntityId, Secret, SystemClock};
 use estoppel_server::{EgressResponse, Running, Server, ServerConfig};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{super::hidden, distribution};
-use crate::error::{CommandError, Exit, Result};
+use super::{super::hidden, distribution, failed};
+use crate::error::Result;
 
-const HALTS: usize = 20;
 const EVENTS: usize = 50;
 const BATCHES: usize = 60;
 const BATCH: usize = 1_000;
-
-fn failed(error: impl Into<anyhow::Error>) -> CommandError {
-    CommandError::new(Exit::Failed, error)
-}
 
 /// A server on a folder of its own, and a client with the admin's token.
 struct Stage {
@@ -70,93 +64,38 @@ impl Stage {
         Ok(self.client.mint_token(&request).await?.token)
     }
 
-    /// Connects guards that settle at once; what the first of them is told comes out.
-    async fn guards(
+    /// Connects a guard that settles at once; when it is told something comes out.
+    async fn guard(
         &self,
-        count: usize,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<mpsc::Receiver<Instant>> {
-        let token = self.token(Role::Agent).await?;
         let (told, first) = mpsc::channel(1_024);
-        let mut links = Vec::new();
-        for index in 0..count {
-            let config = LinkConfig {
-                servers: vec![self.client.url().clone()],
-                token: Secret::new(token.clone()),
-                kind: EnforcerKind::Guard,
-                name: format!("guard {index}"),
-                subjects: Vec::new(),
-                state_dir: None,
-                on_lost: OnLost::Refuse,
-                gaps: Vec::new(),
-                events: EventBuffer::default(),
-            };
-            let (link, mut events) =
-                Link::start(config, Arc::new(SystemClock), tasks, stop.clone()).map_err(failed)?;
-            let told = (index == 0).then(|| told.clone());
-            links.push(link.clone());
-            tasks.spawn(async move {
-                while let Some(event) = events.recv().await {
-                    if let LinkEvent::Ordered(order) = event {
-                        if let Some(told) = &told {
-                            let _ = told.send(Instant::now()).await;
-                        }
-                        link.settled(order.id, Settlement::default());
-                    }
+        let config = LinkConfig {
+            servers: vec![self.client.url().clone()],
+            token: Secret::new(self.token(Role::Agent).await?),
+            kind: EnforcerKind::Guard,
+            name: "guard".to_owned(),
+            subjects: Vec::new(),
+            state_dir: None,
+            on_lost: OnLost::Refuse,
+            gaps: Vec::new(),
+            events: EventBuffer::default(),
+        };
+        let (link, mut events) =
+            Link::start(config, Arc::new(SystemClock), tasks, stop.clone()).map_err(failed)?;
+        let settling = link.clone();
+        tasks.spawn(async move {
+            while let Some(event) = events.recv().await {
+                if let LinkEvent::Ordered(order) = event {
+                    let _ = told.send(Instant::now()).await;
+                    settling.settled(order.id, Settlement::default());
                 }
-            });
-        }
-        for link in &links {
-            link.ready().await;
-        }
+            }
+        });
+        link.ready().await;
         Ok(first)
     }
-}
-
-/// Halt accepted → each guard refuses → each has settled, as the server's clock saw their words.
-pub(super) async fn halt(guards: usize) -> Result<Value> {
-    let stage = Stage::open("halt").await?;
-    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let _told = stage.guards(guards, &tasks, &stop).await?;
-    let (mut answered, mut refusing, mut settled) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut all_refusing, mut all_settled) = (Vec::new(), Vec::new());
-    for index in 0..HALTS {
-        let id = EntityId::new(&format!("s{index}")).map_err(failed)?;
-        let request = HaltRequest::new(Scope::entity(Kind::Session, id).into(), "bench");
-        let begun = Instant::now();
-        let accepted = stage.client.halt(&request).await?;
-        answered.push(begun.elapsed());
-        let status = loop {
-            let status = stage.client.halt_status(accepted.id).await?;
-            if status.settled >= guards {
-                break status;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
-        let words = |of: fn(&estoppel_api::EnforcerProgress) -> Option<u64>| -> Vec<Duration> {
-            status.enforcers.iter().filter_map(of).map(Duration::from_micros).collect()
-        };
-        let (refused, done) =
-            (words(|word| word.refusing_after_us), words(|word| word.settled_after_us));
-        all_refusing.extend(refused.iter().max());
-        all_settled.extend(done.iter().max());
-        refusing.extend(refused);
-        settled.extend(done);
-    }
-    stop.cancel();
-    tasks.close();
-    tasks.wait().await;
-    stage.close().await?;
-    Ok(json!({
-        "guards": guards,
-        "halts": HALTS,
-        "answered": distribution(answered),
-        "refusing_each": distribution(refusing),
-        "settled_each": distribution(settled),
-        "refusing_all": distribution(all_refusing),
-        "settled_all": distribution(all_settled),
-    }))
 }
 
 /// From posting the event to the halt's arrival at a guard.
@@ -167,7 +106,7 @@ pub(super) async fn detect() -> Result<Value> {
         .set_allowlist(&Allowlist { domains: Some(vec!["good.example".to_owned()]) })
         .await?;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let mut told = stage.guards(1, &tasks, &stop).await?;
+    let mut told = stage.guard(&tasks, &stop).await?;
     let mut samples = Vec::new();
     for index in 0..EVENTS {
         let event = json!({

@@ -3,6 +3,10 @@
 
 mod check;
 mod fleet;
+mod guards;
+mod scale;
+mod served;
+mod swarm;
 
 use std::{
     process::{Command, ExitCode},
@@ -17,7 +21,10 @@ use crate::{
     output::Output,
 };
 
-const ALL: [&str; 5] = ["check", "halt", "detect", "ingest", "leak"];
+const ALL: [&str; 6] = ["check", "halt", "scale", "detect", "ingest", "leak"];
+
+pub(super) use guards::main as guards;
+pub(super) use swarm::main as swarm;
 
 /// `estoppel bench`.
 pub(crate) fn bench(args: &BenchArgs, output: &Output) -> Result {
@@ -33,7 +40,8 @@ pub(crate) fn bench(args: &BenchArgs, output: &Output) -> Result {
         output.note(&format!("estoppel bench: {what} ..."));
         let result = match what {
             "check" => check::run()?,
-            "halt" => runtime.block_on(fleet::halt(args.guards))?,
+            "halt" => runtime.block_on(scale::halt(args.guards))?,
+            "scale" => runtime.block_on(scale::scale(args.subscribers))?,
             "detect" => runtime.block_on(fleet::detect())?,
             "ingest" => runtime.block_on(fleet::ingest())?,
             _ => leak()?,
@@ -69,6 +77,10 @@ fn leak() -> Result<Value> {
         }));
     }
     Ok(plays.into())
+}
+
+fn failed(error: impl Into<anyhow::Error>) -> CommandError {
+    CommandError::new(Exit::Failed, error)
 }
 
 /// What of many durations people ask for, in microseconds.

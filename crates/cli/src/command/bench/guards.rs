@@ -1,0 +1,92 @@
+//! Real guards' links in a process of their own: each keeps its lease, checks signatures, publishes
+//! verdicts and confirms.
+
+use std::{
+    io::{BufRead as _, Write as _},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use estoppel_link::{
+    EventBuffer, Link, LinkConfig, LinkEvent, OnLost,
+    frame::{EnforcerKind, Settlement},
+};
+use estoppel_model::{Secret, SystemClock};
+use serde::{Deserialize, Serialize};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// What the process is told, on one line of its standard input; the input's end ends it.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Spec {
+    pub server: String,
+    pub token: String,
+    pub guards: usize,
+}
+
+/// The process `estoppel bench-guards`; it says a line when all are connected.
+pub(crate) fn main() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "estoppel bench: the guards: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> Result<()> {
+    let mut stdin = std::io::stdin().lock();
+    let mut line = String::new();
+    stdin.read_line(&mut line)?;
+    let spec: Spec = serde_json::from_str(&line).context("what to do")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    runtime.block_on(connect(&spec, &tasks, &stop))?;
+    println_line("true")?;
+    // Nothing more is said: this waits for the end.
+    stdin.read_line(&mut line)?;
+    stop.cancel();
+    tasks.close();
+    runtime.block_on(tasks.wait());
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(())
+}
+
+async fn connect(spec: &Spec, tasks: &TaskTracker, stop: &CancellationToken) -> Result<()> {
+    let server: url::Url = spec.server.parse().context("the server's address")?;
+    let mut links = Vec::new();
+    for index in 0..spec.guards {
+        let config = LinkConfig {
+            servers: vec![server.clone()],
+            token: Secret::new(spec.token.clone()),
+            kind: EnforcerKind::Guard,
+            name: format!("guard {index}"),
+            subjects: Vec::new(),
+            state_dir: None,
+            on_lost: OnLost::Refuse,
+            gaps: Vec::new(),
+            events: EventBuffer::default(),
+        };
+        let (link, mut events) = Link::start(config, Arc::new(SystemClock), tasks, stop.clone())?;
+        links.push(link.clone());
+        tasks.spawn(async move {
+            while let Some(event) = events.recv().await {
+                if let LinkEvent::Ordered(order) = event {
+                    link.settled(order.id, Settlement::default());
+                }
+            }
+        });
+    }
+    for link in &links {
+        link.ready().await;
+    }
+    Ok(())
+}
+
+fn println_line(line: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}")?;
+    Ok(stdout.flush()?)
+}
