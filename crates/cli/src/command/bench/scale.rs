@@ -155,16 +155,20 @@ struct Words {
 
 impl Words {
     fn add(&mut self, status: &HaltStatus) {
-        let stages: [(_, fn(&EnforcerProgress) -> Option<u64>); 2] = [
-            ("refusing", |word| word.refusing_after_us),
-            ("settled", |word| word.settled_after_us),
-        ];
-        for (stage, of) in stages {
-            let times: Vec<_> =
-                status.enforcers.iter().filter_map(of).map(Duration::from_micros).collect();
-            self.all.entry(stage).or_default().extend(times.iter().max());
-            self.each.entry(stage).or_default().extend(times);
-        }
+        self.stage("refusing", status, |word| word.refusing_after_us);
+        self.stage("settled", status, |word| word.settled_after_us);
+    }
+
+    fn stage(
+        &mut self,
+        stage: &'static str,
+        status: &HaltStatus,
+        after_us: fn(&EnforcerProgress) -> Option<u64>,
+    ) {
+        let words = status.enforcers.iter().filter_map(after_us);
+        let times: Vec<_> = words.map(Duration::from_micros).collect();
+        self.all.entry(stage).or_default().extend(times.iter().max());
+        self.each.entry(stage).or_default().extend(times);
     }
 
     fn json(self) -> Value {
