@@ -97,7 +97,7 @@ impl Served {
 
     pub(super) async fn agent_token(&self) -> Result<String> {
         let name = EntityId::new("bench").map_err(failed)?;
-        let request = TokenRequest { name, role: Role::Agent, tenant: None, expires_at: None };
+        let request = TokenRequest::new(name, Role::Agent);
         Ok(self.client.mint_token(&request).await?.token)
     }
 }
