@@ -28,7 +28,7 @@ pub use incident::{
 };
 pub use problem::Problem;
 pub use run::{ApproveRequest, RunStep, RunSummary};
-pub use status::{EnforcerStatus, Health, PartState, Readiness, Status};
+pub use status::{EnforcerStatus, Health, PartState, Readiness, RedisStatus, Status};
 pub use token::{
     CredentialMinted, CredentialRequest, Role, RoleError, TokenKind, TokenMinted, TokenRequest,
     TokenSummary,

@@ -61,8 +61,48 @@ pub struct Status {
     pub egress_response: String,
     /// `enforce`, `observe` or `learn`: what the gateways do with unlisted egress.
     pub gateway_mode: String,
+    /// The mirror of the kill switch in Redis, where one is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis: Option<RedisStatus>,
     /// What is not as it should be, in words.
     pub warnings: Vec<String>,
+}
+
+/// The mirror of the kill switch in Redis. What it lacks does not hold up a halt: enforcers have
+/// their orders from the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RedisStatus {
+    /// Where Redis is, without secrets.
+    pub address: String,
+    /// Whether it answers.
+    pub connected: bool,
+    /// Whether it tells of changes; without, keys are polled.
+    pub tracking: bool,
+    /// What is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// When Redis was last seen to say what it is to say.
+    #[schema(value_type = Option<String>)]
+    pub last_sync: Option<Timestamp>,
+    /// Keys that do not say yet what they are to say, as far as is known.
+    pub behind: usize,
+    /// Since when there are such keys.
+    #[schema(value_type = Option<String>)]
+    pub behind_since: Option<Timestamp>,
+    /// Halts in force that somebody wrote to Redis.
+    pub halts_from_redis: usize,
+    /// Keys that say `active` and have to wait, since too many did at once.
+    pub halts_waiting: usize,
+    /// Halts in force that one tenant's token gave and that are written nowhere: keys are
+    /// everybody's.
+    pub not_written: usize,
+    /// Scopes, at most 20, whose keys somebody keeps active although their halts were released here.
+    pub insisted: Vec<String>,
+    /// Keys under `kill_switch:` that name no scope.
+    pub ignored_keys: usize,
+    /// What is wrong with one of these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignored_key: Option<String>,
 }
 
 /// One enforcer.

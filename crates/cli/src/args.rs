@@ -69,6 +69,11 @@ pub(crate) struct Connect {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Start the control plane (and a gateway beside it)
+    #[command(after_help = "\
+Examples:
+  estoppel serve
+  estoppel serve --data /var/lib/estoppel --config /etc/estoppel.toml
+  estoppel serve --redis redis://127.0.0.1:6379     mirror halts to Redis, and take those written there")]
     Serve(ServeArgs),
     /// Start a gateway: the forward proxy that judges, counts and cuts agents' egress
     Gateway(GatewayArgs),
@@ -181,6 +186,10 @@ pub(crate) struct ServeArgs {
     /// Start no gateway
     #[arg(long)]
     pub no_gateway: bool,
+    /// The Redis that mirrors the kill switch, for loops that read it: redis://[USER@]HOST[:PORT][/DB], or
+    /// rediss://; a password better in the environment than on a command line that others can see
+    #[arg(long, env = "ESTOPPEL_REDIS", hide_env_values = true, value_name = "URL")]
+    pub redis: Option<String>,
     /// Listen on an address that is not loopback although the API has no TLS
     #[arg(long)]
     pub allow_plaintext: bool,

@@ -18,6 +18,8 @@ pub(crate) struct Config {
     pub gateway: Gateway,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paging: Option<Paging>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Option<Redis>,
 }
 
 /// `[serve]`: the control plane.
@@ -136,6 +138,20 @@ pub(crate) enum PageFormat {
     PagerDuty,
 }
 
+/// `[redis]`: the Redis that mirrors the kill switch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Redis {
+    /// Where it is: `redis://[USER@]HOST[:PORT][/DATABASE]`, `rediss://` for TLS.
+    pub url: String,
+    /// The environment variable that holds the password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_env: Option<String>,
+    /// File of the certificates (PEM) that are trusted instead of the machine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+}
+
 /// What is wrong with a configuration, with its key.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -188,6 +204,18 @@ impl Config {
                 });
             }
         }
+        if let Some(redis) = &self.redis {
+            let url = url::Url::parse(&redis.url);
+            if url.is_ok_and(|url| url.password().is_some()) {
+                return Err(ConfigError::Bound {
+                    key: "redis.url",
+                    value: "a URL with a password".to_owned(),
+                    expected:
+                        "one without; name the variable that holds the password in `redis.password_env`"
+                            .to_owned(),
+                });
+            }
+        }
         Ok(())
     }
 
@@ -237,6 +265,8 @@ mod tests {
         check("[serve]\nlease_seconds = 1", "2 to 300");
         check("[egress]\nresponse = \"kill\"", "auto");
         check("[paging]\nurl = \"http://x\"\nformat = \"pagerduty\"", "routing_key_env");
+        check("[redis]\nurl = \"redis://:hunter2@x\"", "password_env");
+        check("[redis]\nurl = \"redis://x\"\npassword = \"x\"", "password");
         check("[serve", "line 1");
     }
 }

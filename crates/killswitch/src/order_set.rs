@@ -175,6 +175,11 @@ impl OrderSet {
         self.orders.values().map(|stored| &stored.order).filter(|order| self.is_in_force(order.id))
     }
 
+    /// All orders, those that have ended and releases included, in no particular order.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Order>> {
+        self.orders.values().map(|stored| &stored.order)
+    }
+
     /// All orders as they were signed, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &SignedOrder> {
         self.orders.values().map(|stored| &stored.signed)

@@ -7,7 +7,7 @@ use estoppel_detect::EgressMode;
 use estoppel_eventlog::{OnSync, Options, WorkerCommand};
 use estoppel_model::{Clock, RecordKind, SystemClock};
 
-use crate::StartError;
+use crate::{RedisConfig, StartError};
 
 /// What unlisted egress alone leads to, once an allowlist is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,6 +55,8 @@ pub struct ServerConfig {
     pub sql_time: Duration,
     /// Where pages go.
     pub pager: Option<Pager>,
+    /// The Redis that mirrors the kill switch.
+    pub redis: Option<RedisConfig>,
     /// Called after each record of this server is durable; how the crash tests choose their moment.
     pub after_append: Option<AfterAppend>,
     /// The clock.
@@ -89,6 +91,7 @@ impl ServerConfig {
             sql_memory_bytes: 1 << 30,
             sql_time: Duration::from_secs(30),
             pager: None,
+            redis: None,
             after_append: None,
             clock: Arc::new(SystemClock),
         }

@@ -227,6 +227,18 @@ impl Incidents {
         });
     }
 
+    /// One of many orders at a time: joins the incident of those before it, whose page is out.
+    pub(crate) fn halted_beside(&self, given: &Given, chosen: Chosen) {
+        self.ordered(given);
+        let opened = opened_by(&given.order, chosen.id);
+        let this = self.clone();
+        self.0.tasks.spawn(async move {
+            if let Err(error) = this.open(chosen, opened).await {
+                tracing::error!(%error, "a halt's incident could not be written");
+            }
+        });
+    }
+
     /// An order is in force: records it with its incident and follows it.
     pub(crate) fn ordered(&self, given: &Given) {
         let Some(incident) = given.order.incident else { return };

@@ -19,6 +19,7 @@ mod incidents;
 mod journal;
 mod key;
 mod metrics;
+mod mirror;
 mod order;
 mod responder;
 mod runs;
@@ -49,12 +50,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use config::{AfterAppend, EgressResponse, ServerConfig};
 pub use http::openapi;
 pub use key::{NodeKey, verify as verify_order};
+pub use mirror::{RedisConfig, RedisConfigError};
 pub use token::{WishError, create_locally as create_token_locally};
 
 use http::problem::Failure;
 use incidents::Incidents;
 use journal::{Journal, JournalError};
 use metrics::Metrics;
+use mirror::MirrorState;
 use responder::Responder;
 use spool::Spool;
 use switchboard::Switchboard;
@@ -149,6 +152,7 @@ struct Inner {
     responder: Responder,
     incidents: Incidents,
     vault: Vault,
+    mirror: OnceLock<MirrorState>,
     allowlist: RwLock<Option<Arc<Allowlist>>>,
     warnings: Mutex<Vec<String>>,
     work: tokio::runtime::Handle,
@@ -299,6 +303,7 @@ impl Server {
             responder,
             incidents,
             vault,
+            mirror: OnceLock::new(),
             allowlist: RwLock::new(None),
             warnings: Mutex::new(recovered.warnings),
             work: tokio::runtime::Handle::current(),
@@ -315,6 +320,11 @@ impl Server {
             address
         });
         server.0.tasks.spawn(feed::take(server.clone(), news));
+        if let Some(redis) = server.0.config.redis.clone() {
+            let orders = server.0.switchboard.follow();
+            // Started once, here.
+            let _ = server.0.mirror.set(mirror::start(&server, redis, orders));
+        }
         server.0.tasks.spawn(responder::answer(
             server.clone(),
             detections,
@@ -494,6 +504,11 @@ impl Server {
 
     pub(crate) fn vault(&self) -> &Vault {
         &self.0.vault
+    }
+
+    /// How the mirror in Redis is, if there is one.
+    pub(crate) fn redis(&self) -> Option<estoppel_api::RedisStatus> {
+        self.0.mirror.get().map(MirrorState::now)
     }
 
     pub(crate) fn sql_limits(&self) -> SqlLimits {

@@ -25,7 +25,7 @@ use estoppel_killswitch::{
     },
 };
 use estoppel_model::{Clock, EnforcerId, Order, OrderId, SignedOrder};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -41,6 +41,8 @@ const OUTGOING_MAX: usize = 4_096;
 const NEWS_WAITING_MAX: usize = 65_536;
 /// Most enforcers of an order of which the words of guards are recorded one by one.
 const WORDS_RECORDED_MAX: usize = 200;
+/// Orders that whoever follows them has not read yet; who lags reads all anew.
+const FOLLOWED_MAX: usize = 4_096;
 const TICK: Duration = Duration::from_millis(250);
 
 /// What the rest of the server learns.
@@ -116,6 +118,7 @@ pub(crate) struct Switchboard {
     frames: mpsc::Sender<Input>,
     next_connection: Arc<AtomicU64>,
     tally: Arc<Tally>,
+    orders: broadcast::Sender<Arc<Order>>,
 }
 
 impl std::fmt::Debug for Switchboard {
@@ -135,6 +138,7 @@ struct Desk {
     durable: HashMap<OrderId, watch::Receiver<Durable>>,
     waiting: HashMap<Uuid, oneshot::Sender<Outcome>>,
     news: mpsc::Sender<News>,
+    orders: broadcast::Sender<Arc<Order>>,
 }
 
 impl Switchboard {
@@ -153,6 +157,7 @@ impl Switchboard {
         let (jobs, mut jobs_in) = mpsc::channel::<Job>(ORDERS_WAITING_MAX);
         let (frames, mut frames_in) = mpsc::channel(FRAMES_WAITING_MAX);
         let (news, news_out) = mpsc::channel(NEWS_WAITING_MAX);
+        let (orders, _) = broadcast::channel(FOLLOWED_MAX);
         let durable: HashMap<_, _> = kept
             .iter()
             .filter_map(|signed| Some((signed.parse().ok()?.id, watch::channel(Durable::Node).1)))
@@ -173,6 +178,7 @@ impl Switchboard {
             durable,
             waiting: HashMap::new(),
             news,
+            orders: orders.clone(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -202,12 +208,18 @@ impl Switchboard {
             .spawn(move || runtime.block_on(work))
             .map_err(StartError::Runtime)?;
         let next_connection = Arc::new(AtomicU64::new(0));
-        Ok((Self { jobs, frames, next_connection, tally }, news_out))
+        Ok((Self { jobs, frames, next_connection, tally, orders }, news_out))
     }
 
     /// Counts which invariants were checked, without asking the thread.
     pub(crate) const fn tally(&self) -> &Arc<Tally> {
         &self.tally
+    }
+
+    /// Tells of every order that comes into force from now on, and of every release. Who does not
+    /// keep up learns that it missed some, and holds up nothing.
+    pub(crate) fn follow(&self) -> broadcast::Receiver<Arc<Order>> {
+        self.orders.subscribe()
     }
 
     /// Gives an order that is not a release; in force and on its way when this resolves.
@@ -473,6 +485,8 @@ impl Desk {
         let kept = self.spool.keep(order.id, signed.clone());
         let at = Instant::now();
         self.tell(News::Accepted(Accepted { id: order.id, at, signed, kept, durable }));
+        // Nobody may follow.
+        let _ = self.orders.send(Arc::new(order));
     }
 
     fn tell(&self, news: News) {

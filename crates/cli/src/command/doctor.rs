@@ -174,6 +174,15 @@ fn server(connect: &Connect) -> Result<Vec<Check>> {
         let mend = (!good).then_some("see the server's log; halts are taken all the same");
         checks.push(Check { name, level, found, mend });
     }
+    checks.extend(status.redis.as_ref().map(|redis| {
+        let good = redis.connected && redis.problem.is_none();
+        Check {
+            name: "redis",
+            level: if good { Level::Ok } else { Level::Gap },
+            found: super::status::redis_line(redis),
+            mend: (!good).then_some("docs/redis.md names what its user must be permitted; halts by Estoppel do not need it"),
+        }
+    }));
     checks.extend(status.warnings.iter().map(|warning| Check {
         name: "server",
         level: Level::Gap,

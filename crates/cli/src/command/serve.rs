@@ -13,7 +13,7 @@ use estoppel_connect::{
 };
 use estoppel_eventlog::WorkerCommand;
 use estoppel_model::{EntityId, Secret};
-use estoppel_server::{EgressResponse, Running, Server, ServerConfig};
+use estoppel_server::{EgressResponse, RedisConfig, Running, Server, ServerConfig};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{enforcer, hidden};
@@ -40,6 +40,7 @@ pub(crate) fn config(command: &ConfigCommand, output: &Output) -> Result {
         ConfigCommand::Check { file } => {
             let config = Config::read(file)?;
             pager(&config)?;
+            file_redis(&config)?;
             output.answer(&config, |_| format!("{} is good", file.display()))?;
         }
         ConfigCommand::Show => {
@@ -54,8 +55,9 @@ pub(crate) fn config(command: &ConfigCommand, output: &Output) -> Result {
 /// `estoppel serve`.
 pub(crate) fn serve(args: &ServeArgs, output: &Output) -> Result {
     let config = merged(args)?;
+    let redis = redis(args, &config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let code = runtime.block_on(run(config, output));
+    let code = runtime.block_on(run(config, redis, output));
     // A recovery or a disk that hangs must not keep us.
     runtime.shutdown_timeout(Duration::from_millis(500));
     code
@@ -85,7 +87,7 @@ fn merged(args: &ServeArgs) -> Result<Config> {
     Ok(config)
 }
 
-async fn run(config: Config, output: &Output) -> Result {
+async fn run(config: Config, redis: Option<RedisConfig>, output: &Output) -> Result {
     let mut asked = enforcer::EndSignals::new()?;
     let program = std::env::current_exe()?;
     let worker = WorkerCommand { program: program.clone(), args: vec![hidden::SQL_WORKER.into()] };
@@ -103,6 +105,7 @@ async fn run(config: Config, output: &Output) -> Result {
         sql_memory_bytes: config.serve.sql_memory_mib << 20,
         sql_time: Duration::from_secs(config.serve.sql_seconds),
         pager: pager(&config)?,
+        redis,
         ..ServerConfig::new(config.serve.data.clone(), worker)
     };
     let running = Server::start(server_config)
@@ -174,21 +177,53 @@ fn say(running: &Running, config: &Config, output: &Output) -> Result<()> {
     })
 }
 
+/// The Redis of the command line or the environment, else that of the file.
+fn redis(args: &ServeArgs, config: &Config) -> Result<Option<RedisConfig>> {
+    let Some(url) = &args.redis else { return file_redis(config) };
+    RedisConfig::new(&Secret::new(url.clone()), None, None)
+        .map(Some)
+        .map_err(|error| redis_usage(error.into()))
+}
+
+/// The Redis of the file, with the secrets that the environment holds.
+fn file_redis(config: &Config) -> Result<Option<RedisConfig>> {
+    let Some(redis) = &config.redis else { return Ok(None) };
+    let password = secret("redis.password_env", redis.password_env.as_ref())?;
+    let ca = match &redis.ca_file {
+        None => None,
+        Some(file) => Some(std::fs::read(file).map_err(|error| {
+            let what = format!("`redis.ca_file`: `{}`", file.display());
+            CommandError::new(Exit::Usage, anyhow::Error::new(error).context(what))
+        })?),
+    };
+    RedisConfig::new(&Secret::new(redis.url.clone()), password.as_ref(), ca)
+        .map(Some)
+        .map_err(|error| redis_usage(error.into()))
+}
+
+fn redis_usage(error: anyhow::Error) -> CommandError {
+    CommandError::new(Exit::Usage, error.context("`--redis`, `ESTOPPEL_REDIS` or `[redis]`"))
+}
+
+/// The secret in the environment variable that a key names.
+fn secret(key: &'static str, variable: Option<&String>) -> Result<Option<Secret<String>>> {
+    match variable {
+        None => Ok(None),
+        Some(variable) => match std::env::var(variable) {
+            Ok(value) => Ok(Some(Secret::new(value))),
+            Err(_) => Err(ConfigError::Variable { key, variable: variable.clone() }.into()),
+        },
+    }
+}
+
 /// Where pages go, with the secrets that the environment holds.
 fn pager(config: &Config) -> Result<Option<Pager>> {
     let Some(paging) = &config.paging else { return Ok(None) };
     let usage = |error: anyhow::Error| CommandError::new(Exit::Usage, error.context("`paging`"));
-    let secret = |key: &'static str, variable: &Option<String>| match variable {
-        None => Ok(None),
-        Some(variable) => match std::env::var(variable) {
-            Ok(value) => Ok(Some(Secret::new(value))),
-            Err(_) => Err(ConfigError::Variable { key, variable: variable.clone() }),
-        },
-    };
     let (name, format) = match paging.format {
         PageFormat::CloudEvents => ("webhook", Format::Generic),
         PageFormat::PagerDuty => {
-            let key = secret("paging.routing_key_env", &paging.routing_key_env)?
+            let key = secret("paging.routing_key_env", paging.routing_key_env.as_ref())?
                 .unwrap_or_else(|| Secret::new(String::new()));
             let routing_key = RoutingKey::new(key).map_err(|error| usage(error.into()))?;
             ("pagerduty", Format::PagerDuty { routing_key })
@@ -200,7 +235,7 @@ fn pager(config: &Config) -> Result<Option<Pager>> {
         name: EntityId::new(name).map_err(|error| usage(error.into()))?,
         endpoint: Endpoint::parse(&paging.url, plaintext).map_err(|error| usage(error.into()))?,
         format,
-        token: secret("paging.bearer_env", &paging.bearer_env)?,
+        token: secret("paging.bearer_env", paging.bearer_env.as_ref())?,
     };
     let http = Http::new(HttpLimits::default()).map_err(|error| usage(error.into()))?;
     Ok(Some(Pager::new(http, channel, RetryPolicy::default())))
@@ -224,6 +259,8 @@ impl GatewayChild {
             command.args([OsString::from("--resolve"), line.into()]);
         }
         command
+            // It may hold a password, and is none of a gateway's business.
+            .env_remove("ESTOPPEL_REDIS")
             .env("ESTOPPEL_URL", &self.url)
             .env("ESTOPPEL_TOKEN", self.token.expose())
             .stdin(Stdio::piped())

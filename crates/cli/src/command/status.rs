@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use estoppel_api::{HaltStatus, Status};
+use estoppel_api::{HaltStatus, RedisStatus, Status};
 
 use crate::{
     args::{Connect, StatusArgs},
@@ -88,6 +88,26 @@ fn settlement(value: &serde_json::Value) -> String {
     .join(", ")
 }
 
+/// The mirror in Redis, in one line.
+pub(crate) fn redis_line(redis: &RedisStatus) -> String {
+    let state = match (&redis.problem, redis.connected) {
+        (Some(problem), _) => inline(problem),
+        (None, true) if redis.tracking => "connected".to_owned(),
+        (None, _) => "connected, polled".to_owned(),
+    };
+    let sync =
+        redis.last_sync.map_or_else(|| "never in step".to_owned(), |at| format!("in step at {at}"));
+    let behind = match redis.behind_since {
+        Some(since) => format!("{} keys behind since {since}", redis.behind),
+        None => "nothing behind".to_owned(),
+    };
+    let address = inline(&redis.address);
+    format!(
+        "redis {address}: {state}, {sync}, {behind}, {} halts from there",
+        redis.halts_from_redis
+    )
+}
+
 fn lines(status: &Status) -> String {
     let mut lines = vec![format!("estoppel {} since {}", status.version, status.started_at)];
     if status.halts.is_empty() {
@@ -142,6 +162,7 @@ fn lines(status: &Status) -> String {
         status.egress_response,
         status.gateway_mode,
     ));
+    lines.extend(status.redis.as_ref().map(redis_line));
     lines.extend(status.warnings.iter().map(|warning| format!("warning: {}", inline(warning))));
     lines.join("\n")
 }

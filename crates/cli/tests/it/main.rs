@@ -17,5 +17,7 @@ mod kill_switch;
 mod logs;
 mod metrics;
 mod outage;
+mod redis;
+mod redis_server;
 mod stage;
 mod tokens;

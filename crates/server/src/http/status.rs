@@ -1,7 +1,7 @@
 //! `/v1/status`: for people.
 
 use axum::{Json, extract::State};
-use estoppel_api::{EnforcerStatus, Role, Status};
+use estoppel_api::{EnforcerStatus, RedisStatus, Role, Status};
 use estoppel_incident::IncidentState;
 
 use super::{extract::Caller, kill_switch, problem::Failure};
@@ -69,6 +69,10 @@ pub(crate) async fn get(
         warnings
             .push("no allowlist is set: unlisted egress is learned and stops nobody".to_owned());
     }
+    let redis = server.redis();
+    if let Some(redis) = &redis {
+        warnings.extend(redis_warnings(redis));
+    }
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: server.started_at(),
@@ -82,6 +86,49 @@ pub(crate) async fn get(
         paging,
         egress_response: config.egress_response().to_owned(),
         gateway_mode: config.gateway_mode.clone(),
+        redis,
         warnings,
     }))
+}
+
+/// What people should know of the mirror.
+fn redis_warnings(redis: &RedisStatus) -> Vec<String> {
+    let RedisStatus { address, .. } = redis;
+    let mut warnings = Vec::new();
+    if let Some(problem) = &redis.problem {
+        let behind = redis.behind;
+        warnings.push(format!(
+            "Redis at {address}: {problem}; loops that read it learn nothing new ({behind} keys behind), and what is written to it halts nobody until it answers"
+        ));
+    }
+    if redis.connected && !redis.tracking {
+        warnings.push(format!(
+            "Redis at {address} tells of no changes, so its keys are polled: a halt that is written there may take more than a second among very many keys"
+        ));
+    }
+    if redis.halts_waiting > 0 {
+        warnings.push(format!(
+            "{} scopes are written as halted in Redis and wait, since too many came at once: if that is an attack, halt `global`",
+            redis.halts_waiting
+        ));
+    }
+    if !redis.insisted.is_empty() {
+        warnings.push(format!(
+            "somebody keeps these active in Redis although they are released here, and loops that read it stay stopped: {}",
+            redis.insisted.join(", ")
+        ));
+    }
+    if let Some(example) = &redis.ignored_key {
+        warnings.push(format!(
+            "{} keys under `kill_switch:` in Redis name no scope and halt nobody, such as: {example}",
+            redis.ignored_keys
+        ));
+    }
+    if redis.not_written > 0 {
+        warnings.push(format!(
+            "{} halts of tenants' own tokens are not written to Redis, whose keys are everybody's",
+            redis.not_written
+        ));
+    }
+    warnings
 }

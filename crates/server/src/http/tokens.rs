@@ -19,7 +19,7 @@ use super::{
     problem::Failure,
 };
 use crate::{
-    Server, credential,
+    Server, credential, mirror,
     token::{Change, Tokens},
 };
 
@@ -43,10 +43,12 @@ pub(crate) async fn mint(
 ) -> Result<(StatusCode, Json<TokenMinted>), Failure> {
     caller.at_least(Role::Admin)?;
     caller.unbound("it cannot mint tokens")?;
-    if [LOCAL_ACTOR_PREFIX, "estoppel:"].iter().any(|ours| request.name.as_str().starts_with(ours))
+    let name = request.name.as_str();
+    if [LOCAL_ACTOR_PREFIX, "estoppel:"].iter().any(|ours| name.starts_with(ours))
+        || name == mirror::ACTOR
     {
         return Err(Failure::Unprocessable(
-            "names that begin with `local:` or `estoppel:` are for halts given on a host and for the server itself".to_owned(),
+            "`redis` and names that begin with `local:` or `estoppel:` are for halts that come from Redis, are given on a host, and for the server itself".to_owned(),
         ));
     }
     let now = server.clock().now();

@@ -48,7 +48,7 @@ fn the_page_on_events_has_every_column() {
 fn the_page_on_configuration_has_every_key() {
     let source = read("crates/cli/src/config.rs");
     let page = read("docs/configuration.md");
-    for section in ["Serve", "Egress", "Gateway", "Paging"] {
+    for section in ["Serve", "Egress", "Gateway", "Paging", "Redis"] {
         let rows = rows(&page, &format!("[{}]", section.to_lowercase()));
         assert_eq!(rows, fields(&source, section), "[{section}] in docs/configuration.md");
     }
