@@ -477,7 +477,7 @@ fn a_user_with_few_permissions() {
     });
     let reader = ["%R~kill_switch:*", "+@all"];
     check("reader", &reader, &|mirror, _| {
-        assert!(mirror["problem"].to_string().contains("takes no writes"), "{mirror}");
+        assert!(mirror["problem"].to_string().contains("it takes no writes"), "{mirror}");
     });
 }
 

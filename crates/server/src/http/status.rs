@@ -97,9 +97,12 @@ fn redis_warnings(redis: &RedisStatus) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Some(problem) = &redis.problem {
         let behind = redis.behind;
-        warnings.push(format!(
-            "Redis at {address}: {problem}; loops that read it learn nothing new ({behind} keys behind), and what is written to it halts nobody until it answers"
-        ));
+        let means = if redis.connected {
+            "halts do not need it"
+        } else {
+            "loops that read it learn nothing new, and what is written to it halts nobody until it answers"
+        };
+        warnings.push(format!("Redis at {address}: {problem}; {behind} keys are behind; {means}"));
     }
     if redis.connected && !redis.tracking {
         warnings.push(format!(

@@ -323,8 +323,10 @@ impl Book {
         // What was honoured stands there no more; whoever writes it again means it.
         place.honoured = None;
         if write.over {
-            let pause =
-                place.insisted.map_or(INSISTED.0, |before| (before.pause * 4).min(INSISTED.1));
+            // The release itself, and a copy of before it, are written over at once.
+            let pause = place
+                .insisted
+                .map_or(Duration::ZERO, |before| (before.pause * 4).clamp(INSISTED.0, INSISTED.1));
             place.insisted = Some(Insisted { until: now.boot + pause, pause });
         }
     }

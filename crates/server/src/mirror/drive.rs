@@ -52,6 +52,9 @@ struct Mirror {
     backlog: Backlog,
     orders: broadcast::Receiver<Arc<Order>>,
     state: MirrorState,
+    /// Why keys cannot be walked over, and why nothing can be written.
+    no_walk: Option<String>,
+    no_write: Option<String>,
     /// Keys that say active although that is released here.
     insisted: BTreeSet<Key>,
     /// Keys whose halts wait.
@@ -77,6 +80,8 @@ pub(super) async fn run(
         backlog: Backlog::default(),
         orders,
         state,
+        no_walk: None,
+        no_write: None,
         insisted: BTreeSet::new(),
         waiting: BTreeSet::new(),
         looked: None,
@@ -256,12 +261,12 @@ impl Mirror {
             Ok(found) => found,
             Err(error) if error.is_refusal() => {
                 walk.refused();
-                let problem = format!("all keys cannot be looked at: {error}");
-                self.state.update(|state| state.problem = Some(problem));
+                self.no_walk = Some(format!("its keys cannot be walked over: {error}"));
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
+        self.no_walk = None;
         let now = self.server.clock().now();
         for name in names {
             match Key::parse(&name) {
@@ -364,17 +369,15 @@ impl Mirror {
             Ok(true) => {
                 let now = self.now();
                 writes.iter().for_each(|(key, write)| self.book.written(key, write, now));
-                self.state.update(|state| state.problem = None);
+                self.no_write = None;
             }
             Ok(false) => self.backlog.disturbed(keys()),
             Err(error) if error.is_refusal() => {
-                let problem = format!("Redis takes no writes: {error}");
-                self.state.update(|state| {
-                    if state.problem.as_ref() != Some(&problem) {
-                        tracing::warn!(problem, "the mirror stands still; halts from Redis go on");
-                    }
-                    state.problem = Some(problem);
-                });
+                let problem = format!("it takes no writes: {error}");
+                if self.no_write.as_ref() != Some(&problem) {
+                    tracing::warn!(problem, "the mirror stands still; halts from Redis go on");
+                }
+                self.no_write = Some(problem);
                 for key in keys() {
                     self.backlog.put_off(key);
                 }
@@ -389,7 +392,9 @@ impl Mirror {
         let now = self.server.clock().now();
         let (from_redis, not_written) = (self.book.from_redis(), self.book.unwritten());
         let insisted = self.insisted.iter().map(|key| key.scope().to_string()).collect();
+        let problem = self.no_write.as_ref().or(self.no_walk.as_ref()).cloned();
         self.state.update(|state| {
+            state.problem = problem;
             (state.behind, state.behind_since) = behind;
             if behind.0 == 0 {
                 state.last_sync = Some(now);
