@@ -3,15 +3,24 @@
 
 use std::{
     process::Command,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use estoppel_link::{
+    EventBuffer, Link, LinkConfig, LinkEvent, OnLost,
+    frame::{EnforcerKind, Settlement},
+};
+use estoppel_model::{Secret, Subject, SystemClock};
 use serde_json::{Value, json};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     redis_server::{Client, Redis, Reply},
-    stage::{Server, wait_for},
+    stage::{PATIENCE, Server, wait_for},
 };
 
 /// What `docs/redis.md` promises of a write on default settings.
@@ -193,6 +202,57 @@ fn what_is_written_to_redis_halts() {
     assert!(text.contains("redis 127.0.0.1:") && text.contains("connected"), "{text}");
     let text = String::from_utf8(server.cli(&["doctor"]).stdout).unwrap();
     assert!(text.contains("redis: redis 127.0.0.1:"), "{text}");
+}
+
+/// Row K1: a halt that is written to Redis reaches an enforcer and is confirmed by it, while who
+/// only reads Redis is not expected to.
+#[test]
+fn a_halt_from_redis_stops_an_enforcer() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let server = serve(&redis);
+    let token = server.token("guard", "agent", None);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let subject = Subject::session("abc".parse().unwrap());
+    let config = LinkConfig {
+        servers: vec![server.url.parse().unwrap()],
+        token: Secret::new(token),
+        kind: EnforcerKind::Guard,
+        name: "a guard".to_owned(),
+        subjects: vec![subject.clone()],
+        state_dir: None,
+        on_lost: OnLost::Refuse,
+        gaps: Vec::new(),
+        events: EventBuffer::default(),
+    };
+    let _entered = runtime.enter();
+    let (link, mut events) =
+        Link::start(config, Arc::new(SystemClock), &tasks, stop.clone()).unwrap();
+    wait_for("the lease", || link.view().check(&subject).is_ok().then_some(()));
+    redis.client().set("kill_switch:session:abc", r#"{"active": true}"#);
+    runtime.block_on(async {
+        let ordered = async {
+            loop {
+                if let LinkEvent::Ordered(order) = events.recv().await.unwrap() {
+                    return order.id;
+                }
+            }
+        };
+        let halt = tokio::time::timeout(PATIENCE, ordered).await.unwrap();
+        assert!(link.view().check(&subject).is_err(), "the guard refuses");
+        link.settled(halt, Settlement::default());
+        let path = format!("/v1/halts/{halt}");
+        let status = tokio::task::block_in_place(|| {
+            wait_for("the confirmation", || {
+                let status = server.admin("GET", &path, &Value::Null).1;
+                (status["settled"] == 1).then_some(status)
+            })
+        });
+        assert_eq!((&status["expected"], &status["state"]), (&json!(1), &json!("settled")));
+        stop.cancel();
+        tasks.close();
+        tokio::time::timeout(PATIENCE, tasks.wait()).await.unwrap();
+    });
 }
 
 /// Invariant starting-always-does: nothing that is done to a key, or to all, ends a halt; and the

@@ -331,14 +331,12 @@ impl Book {
         }
     }
 
-    /// Follows another spelling of a scope's key.
+    /// Follows another spelling of the key of a scope that was halted: strangers' keys alone take no
+    /// room.
     fn remember(&mut self, key: &Key) {
-        if *key == Key::of(key.scope()) {
-            return;
-        }
-        let aliases = &mut self.places.entry(key.scope().clone()).or_default().aliases;
-        if aliases.len() < ALIASES_MAX {
-            aliases.insert(key.clone());
+        let Some(place) = self.places.get_mut(key.scope()) else { return };
+        if *key != Key::of(key.scope()) && place.aliases.len() < ALIASES_MAX {
+            place.aliases.insert(key.clone());
         }
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Walk {
     due: Instant,
     pause: u32,
     polling: bool,
+    /// Another walk follows at once.
+    again: bool,
     /// Keys of this walk that belong to no scope, and what is wrong with one of them.
     pub(super) ignored: usize,
     pub(super) example: Option<String>,
@@ -33,7 +35,7 @@ impl Walk {
     /// A walk that begins now.
     pub(super) fn begin(polling: bool) -> Self {
         let due = Instant::now();
-        Self { cursor: 0, due, pause: FIRST, polling, ignored: 0, example: None }
+        Self { cursor: 0, due, pause: FIRST, polling, again: false, ignored: 0, example: None }
     }
 
     /// Where the next step goes on.
@@ -54,7 +56,8 @@ impl Walk {
             self.due = now + (now - begun) * self.pause;
             return false;
         }
-        self.due = now + if self.polling { NEXT_POLLING } else { NEXT };
+        let again = std::mem::take(&mut self.again);
+        self.due = now + if self.polling || again { NEXT_POLLING } else { NEXT };
         self.pause = if self.polling { POLLING } else { QUIET };
         true
     }
@@ -65,10 +68,33 @@ impl Walk {
         self.due = Instant::now() + NEXT;
     }
 
-    /// Something was missed: all keys are to be looked at from now on.
+    /// Something was missed: all keys are to be looked at, after this walk or from now on. A walk is
+    /// always led to its end, so that none can be kept from it by much that is missed.
     pub(super) fn anew(&mut self) {
-        self.cursor = 0;
-        self.due = Instant::now();
-        (self.ignored, self.example) = (0, None);
+        if self.cursor == 0 {
+            self.due = self.due.min(Instant::now());
+        } else {
+            self.again = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_walk_that_missed_something_ends_and_another_follows() {
+        let begun = Instant::now();
+        let mut walk = Walk::begin(false);
+        assert!(!walk.stepped(7, begun));
+        walk.anew();
+        assert_eq!(walk.cursor(), 7, "it goes on");
+        assert!(walk.stepped(0, begun));
+        assert!(walk.due <= Instant::now() + NEXT_POLLING, "another follows");
+        assert!(walk.stepped(0, begun));
+        assert!(walk.due > Instant::now() + NEXT / 2, "and then none for a while");
+        walk.anew();
+        assert!(walk.due <= Instant::now());
     }
 }
