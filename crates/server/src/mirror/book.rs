@@ -226,7 +226,7 @@ impl Book {
     }
 
     /// How many halts in force followed from Redis.
-    pub(super) const fn from_redis(&self) -> usize {
+    pub(super) const fn halts_from_redis(&self) -> usize {
         self.from_redis
     }
 

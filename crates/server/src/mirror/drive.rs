@@ -343,7 +343,7 @@ impl Mirror {
                 Judgement::Leave | Judgement::Insists => return Ok(None),
                 Judgement::Write(write) => return Ok(Some(write)),
                 Judgement::Halt(halt) => {
-                    let in_force = self.book.from_redis();
+                    let in_force = self.book.halts_from_redis();
                     match self.inlet.give(&self.server, &halt, in_force).await? {
                         Taken::Given(order) => {
                             self.book.honoured(&halt);
@@ -390,7 +390,7 @@ impl Mirror {
     fn report(&mut self) {
         let behind = self.backlog.behind();
         let now = self.server.clock().now();
-        let (from_redis, not_written) = (self.book.from_redis(), self.book.unwritten());
+        let (from_redis, not_written) = (self.book.halts_from_redis(), self.book.unwritten());
         let insisted = self.insisted.iter().map(|key| key.scope().to_string()).collect();
         let problem = self.no_write.as_ref().or(self.no_walk.as_ref()).cloned();
         self.state.update(|state| {

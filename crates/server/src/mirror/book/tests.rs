@@ -128,7 +128,7 @@ fn repeated_writes_are_one_halt() {
     }
     let ours = json(&next).to_string().replace("one", "another reason, our order");
     assert_eq!(honour(&mut book, &key, &ours, 3), (None, Judgement::Leave));
-    assert_eq!(book.from_redis(), 1);
+    assert_eq!(book.halts_from_redis(), 1);
 }
 
 /// Row K1: a person's halt at the scope does not swallow one that is written to Redis.
