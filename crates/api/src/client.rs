@@ -11,7 +11,7 @@ use crate::{
     CredentialMinted, CredentialRequest, EvidenceAccepted, GatewayPolicy, HaltAccepted,
     HaltRequest, HaltStatus, IncidentOpened, IncidentSummary, IngestReport, KillSwitchState,
     NoteRequest, OpenIncidentRequest, Problem, ReleaseAccepted, ReleaseRequest, RunSummary,
-    SqlRequest, SqlTable, Status, TokenMinted, TokenRequest, TokenSummary,
+    SqlRequest, SqlTable, Status, TokenMinted, TokenRequest, TokenSummary, Trust,
 };
 
 /// How long a request may take, connecting included.
@@ -56,11 +56,19 @@ pub enum ClientError {
 }
 
 impl Client {
-    /// A client of the server at `url`.
+    /// A client of the server at `url`, for whom the system's authorities vouch.
     ///
     /// # Errors
     /// When `url` is no HTTP address.
     pub fn new(url: &str, token: Secret<String>) -> Result<Self, ClientError> {
+        Self::trusting(url, token, &Trust::system())
+    }
+
+    /// A client of the server at `url`, for whom these authorities vouch.
+    ///
+    /// # Errors
+    /// When `url` is no HTTP address.
+    pub fn trusting(url: &str, token: Secret<String>, trust: &Trust) -> Result<Self, ClientError> {
         // Already set is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let error = || ClientError::Url { url: url.to_owned() };
@@ -68,7 +76,11 @@ impl Client {
         if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
             return Err(error());
         }
-        let http = reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder();
+        if let Some(tls) = trust.rustls() {
+            builder = builder.tls_backend_preconfigured(Arc::unwrap_or_clone(tls));
+        }
+        let http = builder
             .timeout(TIMEOUT)
             .connect_timeout(Duration::from_secs(5))
             .redirect(reqwest::redirect::Policy::none())

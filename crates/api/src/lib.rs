@@ -12,6 +12,7 @@ mod problem;
 mod run;
 mod status;
 mod token;
+mod trust;
 
 pub use client::{Client, ClientError};
 pub use event::{
@@ -33,6 +34,7 @@ pub use token::{
     CredentialMinted, CredentialRequest, Role, RoleError, TokenKind, TokenMinted, TokenRequest,
     TokenSummary,
 };
+pub use trust::{Trust, TrustError};
 
 /// Header that carries the client's id of a request that must not be done twice.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";

@@ -64,6 +64,9 @@ pub(crate) struct Connect {
     /// A file that holds the token, such as estoppel-data/admin.token
     #[arg(long, global = true, env = "ESTOPPEL_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// Certificates (PEM) of those who may vouch for the server, and nobody else: a private CA
+    #[arg(long, global = true, env = "ESTOPPEL_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -140,6 +143,29 @@ Example:
         #[command(subcommand)]
         command: LedgerCommand,
     },
+    /// Copy a data folder, whose server may run, and verify such copies
+    #[command(after_help = "\
+Examples:
+  estoppel backup --to /backup/estoppel-2026-11-22
+  estoppel backup verify /backup/estoppel-2026-11-22
+
+A backup holds the server's key and tokens, not encrypted: who can read it can be the server.")]
+    Backup(BackupArgs),
+    /// Put a backup in the place of a data folder that is empty or not there
+    #[command(after_help = "\
+Example:
+  estoppel restore --from /backup/estoppel-2026-11-22 --data /var/lib/estoppel
+
+Halts that were given after the backup was made come back from the enforcers that have them; tokens
+that were revoked after it was made are good again: revoke them again.")]
+    Restore {
+        /// The backup
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        /// Data folder
+        #[arg(long, env = "ESTOPPEL_DATA", default_value = "estoppel-data", value_name = "DIR")]
+        data: PathBuf,
+    },
     /// Make, list and revoke tokens
     Token {
         #[command(subcommand)]
@@ -190,6 +216,12 @@ pub(crate) struct ServeArgs {
     /// rediss://; a password better in the environment than on a command line that others can see
     #[arg(long, env = "ESTOPPEL_REDIS", hide_env_values = true, value_name = "URL")]
     pub redis: Option<String>,
+    /// The API's certificate and the chain behind it (PEM); read again when it changes, or on SIGHUP
+    #[arg(long, env = "ESTOPPEL_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, env = "ESTOPPEL_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// Listen on an address that is not loopback although the API has no TLS
     #[arg(long)]
     pub allow_plaintext: bool,
@@ -218,6 +250,9 @@ pub(crate) struct GatewayArgs {
     /// Folder for what must outlast a restart
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
+    /// An address of the server that agents shall not reach through the gateway
+    #[arg(long, value_name = "ADDR:PORT", hide = true)]
+    pub own_address: Vec<SocketAddr>,
     /// End when standard input is closed: so a gateway never outlives the server that started it
     #[arg(long, hide = true)]
     pub until_stdin_closes: bool,
@@ -437,6 +472,28 @@ pub(crate) enum PlaybookCommand {
         /// Why
         #[arg(long, short)]
         reason: String,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct BackupArgs {
+    #[command(subcommand)]
+    pub command: Option<BackupCommand>,
+    /// Folder for the backup; empty or not there
+    #[arg(long, value_name = "DIR", required = true)]
+    pub to: Option<PathBuf>,
+    /// Data folder
+    #[arg(long, env = "ESTOPPEL_DATA", default_value = "estoppel-data", value_name = "DIR")]
+    pub data: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BackupCommand {
+    /// Read all of a backup and say whether it is what it was
+    Verify {
+        /// The backup
+        from: PathBuf,
     },
 }
 

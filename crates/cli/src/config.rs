@@ -30,6 +30,12 @@ pub(crate) struct Serve {
     pub data: PathBuf,
     /// Address of the API.
     pub listen: SocketAddr,
+    /// The API's certificate with the chain behind it (PEM); with `tls_key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
     /// Whether to listen on an address that is not loopback although the API has no TLS.
     pub allow_plaintext: bool,
     /// Address at which metrics, health and readiness are told without a token.
@@ -51,6 +57,8 @@ impl Default for Serve {
         Self {
             data: PathBuf::from("estoppel-data"),
             listen: SocketAddr::from(([127, 0, 0, 1], 7600)),
+            tls_cert: None,
+            tls_key: None,
             allow_plaintext: false,
             metrics_listen: None,
             lease_seconds: 15,
@@ -183,13 +191,23 @@ impl Config {
         bound("serve.lease_seconds", self.serve.lease_seconds, 2, 300)?;
         bound("serve.sql_memory_mib", self.serve.sql_memory_mib, 128, 65_536)?;
         bound("serve.sql_seconds", self.serve.sql_seconds, 1, 600)?;
-        if !self.serve.listen.ip().is_loopback() && !self.serve.allow_plaintext {
+        for (key, here, other) in [
+            ("serve.tls_key", &self.serve.tls_key, &self.serve.tls_cert),
+            ("serve.tls_cert", &self.serve.tls_cert, &self.serve.tls_key),
+        ] {
+            if here.is_none() && other.is_some() {
+                let expected = "a file: a certificate and its key go together".to_owned();
+                return Err(ConfigError::Bound { key, value: "missing".to_owned(), expected });
+            }
+        }
+        let plain = self.serve.tls_cert.is_none();
+        if plain && !self.serve.listen.ip().is_loopback() && !self.serve.allow_plaintext {
             return Err(ConfigError::Bound {
                 key: "serve.listen",
                 value: self.serve.listen.to_string(),
                 expected:
-                    "a loopback address (put TLS in front), or `allow_plaintext` for a network \
-                           that you trust with every token"
+                    "a loopback address, `tls_cert` and `tls_key`, or `allow_plaintext` for a \
+                     network that you trust with every token"
                         .to_owned(),
             });
         }
@@ -262,6 +280,8 @@ mod tests {
         check("[serve]\nlisen = 1", "lisen");
         check("[serve]\nlisten = \"everywhere\"", "listen");
         check("[serve]\nlisten = \"0.0.0.0:7600\"", "allow_plaintext");
+        check("[serve]\ntls_cert = \"a.pem\"", "tls_key");
+        check("[serve]\ntls_key = \"a.pem\"", "tls_cert");
         check("[serve]\nlease_seconds = 1", "2 to 300");
         check("[egress]\nresponse = \"kill\"", "auto");
         check("[paging]\nurl = \"http://x\"\nformat = \"pagerduty\"", "routing_key_env");

@@ -67,6 +67,10 @@ impl From<ClientError> for CommandError {
             ClientError::Url { .. } => {
                 Self::new(Exit::Usage, error).hint("set ESTOPPEL_URL or --url, such as http://127.0.0.1:7600")
             }
+            ClientError::Unreachable { .. } if is_unknown_authority(&error) => {
+                Self::new(Exit::Unreachable, error)
+                    .hint("for a private CA set ESTOPPEL_CA or --ca to its certificate")
+            }
             ClientError::Unreachable { .. } => Self::new(Exit::Unreachable, error)
                 .hint("is `estoppel serve` running there? set ESTOPPEL_URL or --url for another address")
                 .hint("on an agent's own host, `estoppel halt --local` works without any server"),
@@ -89,6 +93,18 @@ impl From<ClientError> for CommandError {
                 .hint("is the address that of an Estoppel server, of the same version?"),
         }
     }
+}
+
+/// Whether nobody whom we trust vouches for the server. The library tells it in words alone.
+fn is_unknown_authority(error: &ClientError) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(current) = cause {
+        if current.to_string().contains("UnknownIssuer") {
+            return true;
+        }
+        cause = current.source();
+    }
+    false
 }
 
 impl From<std::io::Error> for CommandError {

@@ -1,8 +1,13 @@
 //! How a guard is described and started.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use estoppel_link::{EventBuffer, Link, LinkConfig, LinkError, OnLost, frame::EnforcerKind};
+use estoppel_link::{
+    EventBuffer, Link, LinkConfig, LinkError, OnLost, Trust, TrustError, frame::EnforcerKind,
+};
 use estoppel_model::{Clock, EntityId, IdError, Secret, Subject, SystemClock};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
@@ -22,6 +27,7 @@ pub struct Builder {
     on_lost: OnLost,
     texts: Texts,
     events: EventBuffer,
+    trust: Trust,
     clock: Arc<dyn Clock>,
     lifecycle: Option<(TaskTracker, CancellationToken)>,
 }
@@ -56,6 +62,9 @@ pub enum ConnectError {
     /// A guard runs in the background.
     #[error("no tokio runtime is running here: call this from async code")]
     NoRuntime,
+    /// The file of authorities names none.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The link cannot be started.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -73,6 +82,7 @@ impl Default for Builder {
             on_lost: OnLost::default(),
             texts: Texts::default(),
             events: EventBuffer::default(),
+            trust: Trust::system(),
             clock: Arc::new(SystemClock),
             lifecycle: None,
         }
@@ -90,6 +100,9 @@ impl Builder {
             }
         }
         builder.token = set("ESTOPPEL_TOKEN").map(Secret::new);
+        if let Some(file) = set("ESTOPPEL_CA") {
+            builder = builder.ca_file(Path::new(&file))?;
+        }
         builder.state_dir = set("ESTOPPEL_STATE_DIR").map(PathBuf::from);
         builder.mode = match set("ESTOPPEL_MODE").as_deref() {
             None | Some("enforce") => Mode::Enforce,
@@ -116,6 +129,15 @@ impl Builder {
             return Err(error());
         }
         self.servers.push(url);
+        Ok(self)
+    }
+
+    /// The certificates, in PEM, of those who may vouch for the servers, and nobody else.
+    ///
+    /// # Errors
+    /// When the file names none.
+    pub fn ca_file(mut self, file: &Path) -> Result<Self, ConnectError> {
+        self.trust = Trust::only(file)?;
         Ok(self)
     }
 
@@ -217,6 +239,7 @@ impl Builder {
             on_lost: self.on_lost,
             gaps,
             events: self.events,
+            trust: self.trust,
         };
         let (link, events) = Link::start(config, Arc::clone(&self.clock), &tasks, stop.clone())?;
         Ok(Guard::start(Parts {

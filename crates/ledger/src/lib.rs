@@ -20,6 +20,7 @@
 //! checkpoint as `checkpoint`, and `snapshots/`.
 
 mod checkpoint;
+mod copy;
 mod damage;
 mod error;
 mod files;
@@ -36,6 +37,7 @@ mod writer;
 use std::{fmt, io, path::Path, sync::Arc};
 
 pub use checkpoint::{Checkpoint, CheckpointError, Head};
+pub use copy::copy;
 pub use damage::{Damage, Which};
 pub use error::{BODY_BYTES_MAX, KEY_BYTES_MAX, KIND_BYTES_MAX, LedgerError, RecordError};
 pub use ledger::Ledger;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use estoppel_api::Trust;
 use estoppel_killswitch::frame::EnforcerKind;
 use estoppel_model::{Actor, OrderId, Secret, Subject};
 use url::Url;
@@ -40,6 +41,8 @@ pub struct LinkConfig {
     pub gaps: Vec<String>,
     /// How many events are held while no server answers.
     pub events: EventBuffer,
+    /// Who may vouch for the servers, where they speak TLS.
+    pub trust: Trust,
 }
 
 /// Why a link cannot be started or used.

@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use estoppel_api::Trust;
 use estoppel_killswitch::{
     enforcer::Input,
     frame::{FRAME_BYTES_MAX, ToEnforcer, ToServer},
@@ -40,6 +41,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Connects to the servers in turn.
 pub(crate) struct Connector {
     servers: Vec<Server>,
+    trust: Trust,
 }
 
 struct Server {
@@ -48,7 +50,11 @@ struct Server {
 }
 
 impl Connector {
-    pub(crate) fn new(servers: &[Url], token: &Secret<String>) -> Result<Self, LinkError> {
+    pub(crate) fn new(
+        servers: &[Url],
+        token: &Secret<String>,
+        trust: Trust,
+    ) -> Result<Self, LinkError> {
         if servers.is_empty() {
             return Err(LinkError::NoServer);
         }
@@ -70,13 +76,13 @@ impl Connector {
             request.headers_mut().insert(header::AUTHORIZATION, bearer.clone());
             Ok(Server { url: url.clone(), request })
         };
-        Ok(Self { servers: servers.iter().map(server).collect::<Result<_, _>>()? })
+        Ok(Self { servers: servers.iter().map(server).collect::<Result<_, _>>()?, trust })
     }
 
     pub(crate) async fn run(self, station: Arc<Station>, stop: CancellationToken) {
         let mut failures = 0_usize;
         for server in self.servers.iter().cycle() {
-            let problem = session(server, &station, &stop).await;
+            let problem = session(server, &self.trust, &station, &stop).await;
             let said = station.problem().as_ref() == Some(&problem);
             if station.disconnected(problem.clone()) {
                 failures = 0;
@@ -109,7 +115,12 @@ pub fn reconnect_pause(failures: usize, servers: usize) -> Duration {
 }
 
 /// One connection from its making to its end; returns why it ended.
-async fn session(server: &Server, station: &Station, stop: &CancellationToken) -> String {
+async fn session(
+    server: &Server,
+    trust: &Trust,
+    station: &Station,
+    stop: &CancellationToken,
+) -> String {
     let config = WebSocketConfig::default()
         .read_buffer_size(BUFFER_BYTES)
         .max_message_size(Some(FRAME_BYTES_MAX))
@@ -118,7 +129,7 @@ async fn session(server: &Server, station: &Station, stop: &CancellationToken) -
         server.request.clone(),
         Some(config),
         true,
-        None,
+        trust.rustls().map(tokio_tungstenite::Connector::Rustls),
     );
     let connecting = tokio::time::timeout(CONNECT_MAX, connecting);
     let socket = match stop.run_until_cancelled(connecting).await {
@@ -158,8 +169,14 @@ fn unreachable(url: &Url, error: &tungstenite::Error) -> String {
         tungstenite::Error::Http(response) => match response.status().as_u16() {
             401 => format!("{url}: the token is not known there, or has expired"),
             403 => format!("{url}: the token is not an enforcer's"),
+            400 if url.scheme() == "http" => {
+                format!("{url}: answered 400 instead of a stream: write https:// if it speaks TLS")
+            }
             status => format!("{url}: answered {status} instead of a stream"),
         },
+        error @ tungstenite::Error::Io(_) if error.to_string().contains("UnknownIssuer") => {
+            format!("{url}: {error}: for a private CA set ESTOPPEL_CA to its certificate")
+        }
         error => format!("{url}: {error}"),
     }
 }
@@ -242,7 +259,9 @@ mod tests {
     fn what_is_no_server_is_refused() {
         let check = |servers: &[&str], token: &str| {
             let servers: Vec<Url> = servers.iter().map(|url| url.parse().unwrap()).collect();
-            Connector::new(&servers, &Secret::new(token.to_owned())).err().map(|e| e.to_string())
+            Connector::new(&servers, &Secret::new(token.to_owned()), Trust::system())
+                .err()
+                .map(|e| e.to_string())
         };
         assert_eq!(check(&["http://127.0.0.1:1", "https://[::1]:2"], "t"), None);
         assert!(check(&[], "t").unwrap().contains("ESTOPPEL_URL"));

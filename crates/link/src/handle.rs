@@ -89,7 +89,7 @@ impl Link {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<(Self, mpsc::Receiver<LinkEvent>), LinkError> {
-        let connector = Connector::new(&config.servers, &config.token)?;
+        let connector = Connector::new(&config.servers, &config.token, config.trust.clone())?;
         let state_dir = config.state_dir.as_deref();
         let (cache, Found { kept, damaged }) = match state_dir {
             Some(dir) => {
@@ -104,6 +104,7 @@ impl Link {
             UploadConfig {
                 servers: config.servers,
                 token: config.token,
+                trust: config.trust,
                 spool_dir: state_dir.map(|dir| dir.join("events")),
                 buffer: config.events,
             },

@@ -28,6 +28,7 @@ use std::{
     },
 };
 
+use estoppel_api::Trust;
 use estoppel_model::{Clock, EVENT_BYTES_MAX, Event, Secret};
 use serde::Serialize;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -76,6 +77,8 @@ pub struct UploadConfig {
     pub servers: Vec<Url>,
     /// The enforcer's token.
     pub token: Secret<String>,
+    /// Who may vouch for the servers, where they speak TLS.
+    pub trust: Trust,
     /// Folder of the spool; `None`: memory only.
     pub spool_dir: Option<PathBuf>,
     /// How much is held.
@@ -148,8 +151,8 @@ impl Uploader {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, UploadError> {
-        let UploadConfig { servers, token, spool_dir, buffer } = config;
-        let post = post::Post::new(servers, &token)?;
+        let UploadConfig { servers, token, trust, spool_dir, buffer } = config;
+        let post = post::Post::new(servers, &token, &trust)?;
         let spool = spool_dir
             .map(|dir| Spool::open(&dir, buffer.disk_bytes_max, clock.now()))
             .transpose()?;

@@ -16,4 +16,4 @@ mod spool;
 
 pub use cache::{Found, OrderCache};
 pub use folder::{AppendFile, Folder, RealFolder};
-pub use spool::{AppendError, OrderSpool, Recovered};
+pub use spool::{AppendError, OrderSpool, Recovered, recover};

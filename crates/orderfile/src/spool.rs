@@ -99,7 +99,8 @@ impl<F: AppendFile> OrderSpool<F> {
     }
 }
 
-fn recover(content: &[u8]) -> Recovered {
+/// Reads the content of a spool's file, which may be a copy.
+pub fn recover(content: &[u8]) -> Recovered {
     let mut recovered = Recovered::default();
     let mut lines = content.split(|byte| *byte == b'\n').enumerate().peekable();
     while let Some((index, line)) = lines.next() {

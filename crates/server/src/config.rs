@@ -7,7 +7,7 @@ use estoppel_detect::EgressMode;
 use estoppel_eventlog::{OnSync, Options, WorkerCommand};
 use estoppel_model::{Clock, RecordKind, SystemClock};
 
-use crate::{RedisConfig, StartError};
+use crate::{RedisConfig, StartError, TlsFiles};
 
 /// What unlisted egress alone leads to, once an allowlist is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,6 +35,10 @@ pub struct ServerConfig {
     pub data: PathBuf,
     /// Address of the API; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// The certificate of the API; `None`: plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// With TLS, take plain HTTP at a free port of 127.0.0.1, too: for children of this server.
+    pub plain_for_children: bool,
     /// Address at which metrics, health and readiness are told to anybody; port 0 takes a free one.
     pub metrics_listen: Option<SocketAddr>,
     /// How long an enforcer may go on without an answer.
@@ -81,6 +85,8 @@ impl ServerConfig {
         Self {
             data,
             listen: SocketAddr::from(([127, 0, 0, 1], 7600)),
+            tls: None,
+            plain_for_children: false,
             metrics_listen: None,
             lease: Duration::from_secs(15),
             egress: EgressResponse::Ask,

@@ -46,6 +46,15 @@ impl NodeKey {
         Ok(Self { signing, public })
     }
 
+    /// Reads the key of a folder that must have one.
+    ///
+    /// # Errors
+    /// As [`NodeKey::open`]; also when there is none.
+    pub(crate) fn open_existing(folder: &Path) -> Result<Self, StartError> {
+        let path = folder.join(FILE);
+        if path.exists() { Self::open(folder) } else { Err(StartError::Key { path }) }
+    }
+
     /// The public key, in lower-case hex.
     pub fn public(&self) -> &str {
         &self.public

@@ -8,6 +8,7 @@
 //! Absent here: Docker, processes, proxies. Hosts and gateways do that; the server sends them
 //! orders and actions over the stream and links none of their code.
 
+pub mod backup;
 mod config;
 mod credential;
 mod expiry;
@@ -48,12 +49,19 @@ use estoppel_playbook::Diagnostics;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use config::{AfterAppend, EgressResponse, ServerConfig};
-pub use http::openapi;
+pub use http::{
+    openapi,
+    tls::{TlsError, TlsFiles},
+};
 pub use key::{NodeKey, verify as verify_order};
 pub use mirror::{RedisConfig, RedisConfigError};
 pub use token::{WishError, create_locally as create_token_locally};
 
-use http::problem::Failure;
+use http::{
+    listener::Door,
+    problem::Failure,
+    tls::{self, Tls},
+};
 use incidents::Incidents;
 use journal::{Journal, JournalError};
 use metrics::Metrics;
@@ -66,6 +74,8 @@ use vault::Vault;
 
 /// How long work under way may take after a stop was asked for.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How long the kill switch may take to show that it lives.
+const PULSE_MAX: Duration = Duration::from_secs(1);
 /// How long each log may take to reach the disk then.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
 
@@ -120,6 +130,9 @@ pub enum StartError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A thread cannot be started.
     #[error("a thread cannot be started")]
     Runtime(#[source] std::io::Error),
@@ -145,6 +158,7 @@ struct Inner {
     tokens: Tokens,
     switchboard: Switchboard,
     spool: Spool,
+    tls: Option<Arc<Tls>>,
     metrics: Arc<Metrics>,
     journal: Journal,
     events: OnceLock<EventLog>,
@@ -172,6 +186,8 @@ impl std::fmt::Debug for Server {
 pub struct Running {
     server: Server,
     address: SocketAddr,
+    url: String,
+    local_url: String,
     metrics_address: Option<SocketAddr>,
     listener: Option<std::thread::JoinHandle<()>>,
     _lock: File,
@@ -181,6 +197,37 @@ impl Running {
     /// Where the API listens.
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The API's address as clients write it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The API's address for children of this server: plain HTTP on this machine, where
+    /// [`ServerConfig::plain_for_children`] asked for it.
+    pub fn local_url(&self) -> &str {
+        &self.local_url
+    }
+
+    /// How many enforcers have a lease that is not over; `None` when the kill switch does not say so
+    /// within a second. Whoever watches this server takes an answer for its heartbeat.
+    pub async fn pulse(&self) -> Option<usize> {
+        let asked = self.server.0.switchboard.ask(|switch, now| {
+            switch.enforcers().filter(|enforcer| enforcer.is_alive(now.boot)).count()
+        });
+        tokio::time::timeout(PULSE_MAX, asked).await.ok()?.ok()
+    }
+
+    /// Reads the certificate again. One that cannot be used replaces none that can; the log and
+    /// `status` say so.
+    pub async fn reload(&self) {
+        let Some(tls) = self.server.0.tls.clone() else { return };
+        let reloading = Arc::clone(&tls);
+        let reloaded = tokio::task::spawn_blocking(move || reloading.reload()).await;
+        if !matches!(reloaded, Ok(Ok(()))) {
+            tls::complain(&tls);
+        }
     }
 
     /// Where metrics are told to anybody, if they are.
@@ -264,7 +311,12 @@ impl Server {
             recovered.orders.clone(),
             CancellationToken::new(),
         )?;
+        let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
         let (listener, address) = bind(config.listen)?;
+        let children = match (&tls, config.plain_for_children) {
+            (Some(_), true) => Some(bind(SocketAddr::from(([127, 0, 0, 1], 0)))?),
+            _ => None,
+        };
         let metrics_listener = config.metrics_listen.map(bind).transpose()?;
         let (responder, detections) = Responder::new(
             DetectPolicy {
@@ -278,13 +330,13 @@ impl Server {
         let tasks = TaskTracker::new();
         let metrics = Arc::new(Metrics::new());
         let journal = Journal::closed(config.after_append.clone(), Arc::clone(&metrics));
-        let url = format!("http://{address}");
+        let url = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
         let incidents = Incidents::new(
             journal.clone(),
             switchboard.clone(),
             Arc::clone(&clock),
             pager,
-            url,
+            url.clone(),
             tasks.clone(),
             Arc::clone(&metrics),
         );
@@ -296,6 +348,7 @@ impl Server {
             tokens,
             switchboard,
             spool,
+            tls,
             metrics,
             journal,
             events: OnceLock::new(),
@@ -312,10 +365,20 @@ impl Server {
             recovered: CancellationToken::new(),
             config,
         }));
-        let listener = server.listen(listener)?;
+        let local_url = match &children {
+            Some((_, address)) => format!("http://{address}"),
+            None => url.clone(),
+        };
+        let mut doors = vec![Door { listener, tls: server.0.tls.clone() }];
+        doors.extend(children.map(|(listener, _)| Door { listener, tls: None }));
+        let listener = server.listen(doors)?;
+        if let Some(tls) = server.0.tls.clone() {
+            server.0.tasks.spawn(tls::watch(server.clone(), tls));
+        }
         let metrics_address = metrics_listener.map(|(listener, address)| {
             let app = http::health_router(server.clone());
-            let serve = http::listener::serve(server.clone(), listener, app, DRAIN_MAX);
+            let door = Door { listener, tls: None };
+            let serve = http::listener::serve(server.clone(), door, app, DRAIN_MAX);
             server.0.tasks.spawn(serve);
             address
         });
@@ -333,14 +396,19 @@ impl Server {
         server.0.tasks.spawn(expiry::run(server.clone(), server.0.draining.clone()));
         server.0.tasks.spawn(http::tokens::keep_last_uses(server.clone()));
         server.0.tasks.spawn(server.clone().recover(recovered.orders));
-        Ok(Running { server, address, metrics_address, listener: Some(listener), _lock: lock })
+        Ok(Running {
+            server,
+            address,
+            url,
+            local_url,
+            metrics_address,
+            listener: Some(listener),
+            _lock: lock,
+        })
     }
 
     /// Serves the API on a thread and a runtime of its own.
-    fn listen(
-        &self,
-        listener: std::net::TcpListener,
-    ) -> Result<std::thread::JoinHandle<()>, StartError> {
+    fn listen(&self, doors: Vec<Door>) -> Result<std::thread::JoinHandle<()>, StartError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("orders")
@@ -348,7 +416,15 @@ impl Server {
             .build()
             .map_err(StartError::Runtime)?;
         let app = http::router(self.clone());
-        let serve = http::listener::serve(self.clone(), listener, app, DRAIN_MAX);
+        let (server, tasks) = (self.clone(), TaskTracker::new());
+        let serve = async move {
+            for door in doors {
+                let serving = http::listener::serve(server.clone(), door, app.clone(), DRAIN_MAX);
+                tasks.spawn(serving);
+            }
+            tasks.close();
+            tasks.wait().await;
+        };
         std::thread::Builder::new()
             .name("orders".to_owned())
             .spawn(move || runtime.block_on(serve))
@@ -536,7 +612,9 @@ impl Server {
     }
 
     pub(crate) fn warnings(&self) -> Vec<String> {
-        self.0.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let tls = self.0.tls.as_ref().and_then(|tls| tls.problem());
+        let warnings = self.0.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        warnings.iter().cloned().chain(tls).collect()
     }
 }
 

@@ -239,6 +239,7 @@ fn host(
         on_lost: OnLost::Refuse,
         gaps: Vec::new(),
         events: EventBuffer::default(),
+        trust: estoppel_link::Trust::system(),
     };
     let (link, mut events) =
         Link::start(config, Arc::new(SystemClock), tasks, stop.clone()).unwrap();

@@ -60,6 +60,7 @@ pub(super) fn link(
         on_lost: role.on_lost,
         gaps: role.gaps,
         events: EventBuffer::default(),
+        trust: connect.trust()?,
     };
     Link::start(config, Arc::new(SystemClock), tasks, stop)
         .map_err(|error| CommandError::new(Exit::Usage, error))

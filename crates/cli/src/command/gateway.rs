@@ -35,7 +35,8 @@ async fn serve(args: &GatewayArgs, connect: &Connect) -> Result {
     };
     let (link, events) = enforcer::link(connect, role, &tasks, stop.clone())?;
     let known = enforcer::policy(&client, &stop).await?;
-    let own = client.url().socket_addrs(|| None).unwrap_or_default();
+    let mut own = client.url().socket_addrs(|| None).unwrap_or_default();
+    own.extend(&args.own_address);
     let config = GatewayConfig {
         identity: Identity::Credential { server_key: known.key.clone() },
         policy: enforcer::parsed(&known)?,

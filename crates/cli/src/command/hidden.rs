@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 /// The SQL worker's subcommand.
 pub(crate) const SQL_WORKER: &str = "sql-worker";
+/// The subcommand of what watches a server.
+pub(crate) const WATCHDOG: &str = "watchdog";
 /// The demo agent's subcommand.
 pub(crate) const DEMO_AGENT: &str = "demo-agent";
 /// The subcommand of a benchmark's guards.
@@ -18,6 +20,7 @@ pub(crate) fn dispatch() -> Option<ExitCode> {
     match role.to_str()? {
         SQL_WORKER => Some(estoppel_eventlog::worker::main()),
         estoppel_host::shim::SUBCOMMAND => Some(estoppel_host::shim::main(args)),
+        WATCHDOG => Some(super::watchdog::main(args)),
         DEMO_AGENT => Some(super::demo::agent()),
         BENCH_GUARDS => Some(super::bench::guards()),
         BENCH_SWARM => Some(super::bench::swarm()),

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use estoppel_api::Client;
+use estoppel_api::{Client, Trust};
 use estoppel_model::{Scope, ScopeSet, Secret, Subject};
 
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod allowlist;
+mod backup;
 mod bench;
 mod demo;
 mod doctor;
@@ -26,7 +27,9 @@ mod run;
 mod serve;
 mod sql;
 mod status;
+mod supervisor;
 mod token;
+mod watchdog;
 
 /// Runs a command to its end.
 pub(crate) fn run(command: Command, connect: &Connect, output: &Output) -> Result {
@@ -46,6 +49,8 @@ pub(crate) fn run(command: Command, connect: &Connect, output: &Output) -> Resul
         Command::Allowlist { command } => block_on(allowlist::allowlist(command, connect, output)),
         Command::Playbook { command } => block_on(playbook::playbook(command, connect, output)),
         Command::Ledger { command } => ledger::ledger(&command, output),
+        Command::Backup(args) => backup::backup(&args, output),
+        Command::Restore { from, data } => backup::restore(&from, &data, output),
         Command::Token { command } => block_on(token::token(command, connect, output)),
         Command::Config { command } => serve::config(&command, output),
         Command::Doctor(args) => doctor::doctor(&args, connect, output),
@@ -90,9 +95,17 @@ impl Connect {
         Ok(Secret::new(token.trim().to_owned()))
     }
 
+    /// Who may vouch for the server.
+    pub(crate) fn trust(&self) -> Result<Trust> {
+        match &self.ca {
+            None => Ok(Trust::system()),
+            Some(file) => Trust::only(file).map_err(|error| CommandError::new(Exit::Usage, error)),
+        }
+    }
+
     /// A client of the server.
     pub(crate) fn client(&self) -> Result<Client> {
-        Ok(Client::new(&self.url, self.token()?)?)
+        Ok(Client::trusting(&self.url, self.token()?, &self.trust()?)?)
     }
 }
 

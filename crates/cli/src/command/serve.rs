@@ -13,10 +13,11 @@ use estoppel_connect::{
 };
 use estoppel_eventlog::WorkerCommand;
 use estoppel_model::{EntityId, Secret};
-use estoppel_server::{EgressResponse, RedisConfig, Running, Server, ServerConfig};
+use estoppel_server::{EgressResponse, RedisConfig, Running, Server, ServerConfig, TlsFiles};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{enforcer, hidden};
+use super::{enforcer, hidden, supervisor, watchdog::Watchdog};
 use crate::{
     args::{ConfigCommand, ServeArgs},
     config::{Config, ConfigError, PageFormat, Response},
@@ -24,6 +25,8 @@ use crate::{
     output::Output,
 };
 
+/// Longest time between two heartbeats.
+const BEAT_MAX: Duration = Duration::from_secs(1);
 /// First and longest pause before a gateway that ended is started again.
 const RESTART: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -56,8 +59,9 @@ pub(crate) fn config(command: &ConfigCommand, output: &Output) -> Result {
 pub(crate) fn serve(args: &ServeArgs, output: &Output) -> Result {
     let config = merged(args)?;
     let redis = redis(args, &config)?;
+    let file = args.config.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let code = runtime.block_on(run(config, redis, output));
+    let code = runtime.block_on(run(config, file, redis, output));
     // A recovery or a disk that hangs must not keep us.
     runtime.shutdown_timeout(Duration::from_millis(500));
     code
@@ -78,6 +82,10 @@ fn merged(args: &ServeArgs) -> Result<Config> {
     if let Some(listen) = args.gateway_listen {
         config.gateway.listen = listen;
     }
+    if args.tls_cert.is_some() {
+        config.serve.tls_cert.clone_from(&args.tls_cert);
+        config.serve.tls_key.clone_from(&args.tls_key);
+    }
     if let Some(listen) = args.metrics_listen {
         config.serve.metrics_listen = Some(listen);
     }
@@ -87,12 +95,19 @@ fn merged(args: &ServeArgs) -> Result<Config> {
     Ok(config)
 }
 
-async fn run(config: Config, redis: Option<RedisConfig>, output: &Output) -> Result {
+async fn run(
+    config: Config,
+    file: Option<PathBuf>,
+    redis: Option<RedisConfig>,
+    output: &Output,
+) -> Result {
     let mut asked = enforcer::EndSignals::new()?;
     let program = std::env::current_exe()?;
     let worker = WorkerCommand { program: program.clone(), args: vec![hidden::SQL_WORKER.into()] };
     let server_config = ServerConfig {
         listen: config.serve.listen,
+        tls: tls(&config),
+        plain_for_children: config.gateway.start || config.paging.is_some(),
         metrics_listen: config.serve.metrics_listen,
         lease: config.lease(),
         egress: match config.egress.response {
@@ -112,13 +127,18 @@ async fn run(config: Config, redis: Option<RedisConfig>, output: &Output) -> Res
         .await
         .map_err(|error| CommandError::new(Exit::Failed, error))?;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    // Without a file nothing says where pages go.
+    let mut watchdog = file
+        .filter(|_| config.paging.is_some())
+        .map(|file| Watchdog::new(program.clone(), &file, config.lease(), running.local_url()));
     let gateway = if config.gateway.start {
         let token = running
             .machine_token("gateway", Role::Enforcer)
             .map_err(|error| CommandError::new(Exit::Failed, error))?;
         let child = GatewayChild {
             program,
-            url: format!("http://{}", running.address()),
+            url: running.local_url().to_owned(),
+            own: running.address(),
             token,
             config: config.clone(),
         };
@@ -127,7 +147,22 @@ async fn run(config: Config, redis: Option<RedisConfig>, output: &Output) -> Res
         None
     };
     say(&running, &config, output)?;
-    asked.next().await;
+    let mut reload = signal(SignalKind::hangup())?;
+    let mut beat = tokio::time::interval((config.lease() / 15).min(BEAT_MAX));
+    supervisor::notify("READY=1");
+    loop {
+        tokio::select! {
+            () = asked.next() => break,
+            Some(()) = reload.recv() => running.reload().await,
+            _ = beat.tick() => if let Some(enforcers) = running.pulse().await {
+                supervisor::notify("WATCHDOG=1");
+                if let Some(watchdog) = &mut watchdog {
+                    watchdog.beat(enforcers).await;
+                }
+            }
+        }
+    }
+    supervisor::notify("STOPPING=1");
     output.note("estoppel: ending; enforcers go on until their leases are over, and then refuse");
     let drain = async {
         stop.cancel();
@@ -146,6 +181,11 @@ async fn run(config: Config, redis: Option<RedisConfig>, output: &Output) -> Res
     }
 }
 
+fn tls(config: &Config) -> Option<TlsFiles> {
+    let (cert, key) = (config.serve.tls_cert.clone()?, config.serve.tls_key.clone()?);
+    Some(TlsFiles { cert, key })
+}
+
 const fn mode(config: &Config) -> &'static str {
     match config.egress.mode {
         crate::args::GatewayMode::Learn => "learn",
@@ -158,7 +198,7 @@ fn say(running: &Running, config: &Config, output: &Output) -> Result<()> {
     let token = running.admin_token_file();
     let gateway = config.gateway.start.then(|| config.gateway.listen.to_string());
     let document = serde_json::json!({
-        "api": format!("http://{}", running.address()),
+        "api": running.url(),
         "gateway": gateway,
         "metrics": running.metrics_address().map(|address| format!("http://{address}/metrics")),
         "admin_token_file": token,
@@ -167,9 +207,9 @@ fn say(running: &Running, config: &Config, output: &Output) -> Result<()> {
     output.answer(&document, |_| {
         let gateway = gateway.map_or_else(|| "none".to_owned(), |address| format!("http://{address}"));
         format!(
-            "estoppel {} serves http://{}\nadmin token  {}\ngateway      {gateway}\nunlisted egress: {:?}, paging: {}",
+            "estoppel {} serves {}\nadmin token  {}\ngateway      {gateway}\nunlisted egress: {:?}, paging: {}",
             env!("CARGO_PKG_VERSION"),
-            running.address(),
+            running.url(),
             token.display(),
             config.egress.response,
             config.paging.as_ref().map_or("none (configure `[paging]`)", |_| "configured"),
@@ -217,7 +257,7 @@ fn secret(key: &'static str, variable: Option<&String>) -> Result<Option<Secret<
 }
 
 /// Where pages go, with the secrets that the environment holds.
-fn pager(config: &Config) -> Result<Option<Pager>> {
+pub(super) fn pager(config: &Config) -> Result<Option<Pager>> {
     let Some(paging) = &config.paging else { return Ok(None) };
     let usage = |error: anyhow::Error| CommandError::new(Exit::Usage, error.context("`paging`"));
     let (name, format) = match paging.format {
@@ -245,6 +285,8 @@ fn pager(config: &Config) -> Result<Option<Pager>> {
 struct GatewayChild {
     program: PathBuf,
     url: String,
+    /// Where the API listens, which is no destination for agents.
+    own: std::net::SocketAddr,
     token: Secret<String>,
     config: Config,
 }
@@ -255,12 +297,14 @@ impl GatewayChild {
         let listen = self.config.gateway.listen.to_string();
         command.args(["gateway", "--until-stdin-closes", "--listen", &listen, "--state"]);
         command.arg(state(&self.config.serve.data));
+        command.args(["--own-address", &self.own.to_string()]);
         for line in &self.config.gateway.resolve {
             command.args([OsString::from("--resolve"), line.into()]);
         }
         command
             // It may hold a password, and is none of a gateway's business.
             .env_remove("ESTOPPEL_REDIS")
+            .env_remove("ESTOPPEL_CA")
             .env("ESTOPPEL_URL", &self.url)
             .env("ESTOPPEL_TOKEN", self.token.expose())
             .stdin(Stdio::piped())

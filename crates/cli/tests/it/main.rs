@@ -8,16 +8,22 @@
     reason = "a test fails by panicking, says what it skips, and polls other processes"
 )]
 
+mod backup;
 mod bad_input;
 mod demo;
 mod drain;
 mod events;
+mod guards;
 mod health;
 mod kill_switch;
 mod logs;
 mod metrics;
 mod outage;
+mod packaging;
+mod pages;
 mod redis;
 mod redis_server;
 mod stage;
+mod tls;
 mod tokens;
+mod watchdog;

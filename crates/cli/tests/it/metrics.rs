@@ -63,6 +63,7 @@ fn prometheus_reads_what_happened() {
         on_lost: OnLost::Refuse,
         gaps: Vec::new(),
         events: EventBuffer::default(),
+        trust: estoppel_link::Trust::system(),
     };
     let (guard, mut said) = {
         let _inside = runtime.enter();

@@ -13,6 +13,9 @@ use serde_json::Value;
 /// Liveness, not speed: ten times what anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The variable, for tests alone, of a server that must come back at the same address.
+pub(crate) const LISTEN: &str = "ESTOPPEL_TEST_LISTEN";
+
 pub(crate) struct Server {
     child: Child,
     pub(crate) url: String,
@@ -59,8 +62,10 @@ impl Server {
     pub(crate) fn at_in(data: &Path, variables: &[(&str, &str)]) -> Self {
         let config = data.with_file_name("estoppel.toml");
         let mut command = Command::new(env!("CARGO_BIN_EXE_estoppel"));
+        let listen = variables.iter().find(|(name, _)| *name == LISTEN);
+        let listen = listen.map_or("127.0.0.1:0", |(_, address)| address);
         command
-            .args(["--json", "serve", "--no-gateway", "--listen", "127.0.0.1:0", "--data"])
+            .args(["--json", "serve", "--no-gateway", "--listen", listen, "--data"])
             .arg(data)
             .envs(variables.iter().copied());
         if config.exists() {

@@ -1,33 +1,19 @@
 //! Row K5, tokens: personal and machine, their end, their last use, and the way back in.
 
-use std::{process::Command, sync::Arc, time::Instant};
+use std::{process::Command, time::Instant};
 
-use estoppel_link::{EventBuffer, Link, LinkConfig, OnLost, Refusal, frame::EnforcerKind};
-use estoppel_model::{EntityId, Secret, Subject, SystemClock};
+use estoppel_link::Refusal;
+use estoppel_model::{EntityId, Subject};
 use serde_json::{Value, json};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::stage::{Server, ledger_holds, wait_for};
+use crate::{
+    guards::Guards,
+    stage::{Server, ledger_holds, wait_for},
+};
 
 fn summary(server: &Server, id: &Value) -> Value {
     let (_, list) = server.admin("GET", "/v1/tokens", &Value::Null);
     list.as_array().unwrap().iter().find(|token| token["id"] == *id).unwrap().clone()
-}
-
-/// A link of an enforcer in this process.
-fn link(server: &Server, token: &str, tasks: &TaskTracker, stop: CancellationToken) -> Link {
-    let config = LinkConfig {
-        servers: vec![server.url.parse().unwrap()],
-        token: Secret::new(token.to_owned()),
-        kind: EnforcerKind::Guard,
-        name: "guard".to_owned(),
-        subjects: Vec::new(),
-        state_dir: None,
-        on_lost: OnLost::Refuse,
-        gaps: Vec::new(),
-        events: EventBuffer::default(),
-    };
-    Link::start(config, Arc::new(SystemClock), tasks, stop).unwrap().0
 }
 
 /// Its stream is closed within a second, and it refuses when its lease is over: it fails closed.
@@ -37,13 +23,8 @@ fn an_enforcer_whose_token_is_revoked_is_cut_off_and_refuses() {
     let body = json!({ "name": "bot", "role": "agent", "lifetime_seconds": 3600 });
     let (status, minted) = server.admin("POST", "/v1/tokens", &body);
     assert_eq!(status, 201, "{minted}");
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let guard = {
-        let _inside = runtime.enter();
-        link(&server, minted["token"].as_str().unwrap(), &tasks, stop.clone())
-    };
-    runtime.block_on(guard.ready());
+    let guards = Guards::connect(&server, minted["token"].as_str().unwrap(), 1);
+    let guard = guards.first();
     let subject = Subject { session: Some(EntityId::new("s").unwrap()), ..Subject::default() };
     assert!(guard.view().check(&subject).is_ok());
 
@@ -63,9 +44,7 @@ fn an_enforcer_whose_token_is_revoked_is_cut_off_and_refuses() {
     // At most a lease, and the machine's slowness.
     assert!(revoked.elapsed().as_secs() < 10, "{:?}", revoked.elapsed());
     assert!(guard.status().problem.unwrap().contains("token"), "it says why");
-    stop.cancel();
-    tasks.close();
-    runtime.block_on(tasks.wait());
+    guards.end();
 }
 
 /// Kinds, ends and last use, over HTTP and on the command line.

@@ -213,6 +213,7 @@ async fn a_halt_travels_from_the_server_to_the_reset_and_back() {
         on_lost: OnLost::Refuse,
         gaps: Vec::new(),
         events: EventBuffer::default(),
+        trust: estoppel_link::Trust::system(),
     };
     let clock = Arc::new(SystemClock);
     let (link, events) = Link::start(link_config, clock, &tasks, stop.clone()).unwrap();

@@ -1,8 +1,8 @@
 //! One batch to one of the servers, and what became of it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use estoppel_api::{IngestReport, Rejected};
+use estoppel_api::{IngestReport, Rejected, Trust};
 use estoppel_model::{Secret, Untrusted};
 use reqwest::{
     StatusCode,
@@ -60,13 +60,21 @@ pub(super) struct Post {
 }
 
 impl Post {
-    pub(super) fn new(servers: Vec<Url>, token: &Secret<String>) -> Result<Self, UploadError> {
+    pub(super) fn new(
+        servers: Vec<Url>,
+        token: &Secret<String>,
+        trust: &Trust,
+    ) -> Result<Self, UploadError> {
         // Already set is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut authorization = HeaderValue::try_from(format!("Bearer {}", token.expose()))
             .map_err(|_| UploadError::Token)?;
         authorization.set_sensitive(true);
-        let http = reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder();
+        if let Some(tls) = trust.rustls() {
+            builder = builder.tls_backend_preconfigured(Arc::unwrap_or_clone(tls));
+        }
+        let http = builder
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(REQUEST_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())

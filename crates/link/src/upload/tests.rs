@@ -184,6 +184,7 @@ impl Sender {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let uploader = Uploader::start(
             UploadConfig {
+                trust: estoppel_api::Trust::system(),
                 servers,
                 token: Secret::new("secret-token".into()),
                 spool_dir: spool_dir.map(Into::into),

@@ -342,6 +342,7 @@ pub(crate) fn config(servers: &[SocketAddr]) -> LinkConfig {
         on_lost: OnLost::Refuse,
         gaps: Vec::new(),
         events: EventBuffer::default(),
+        trust: estoppel_link::Trust::system(),
     }
 }
 

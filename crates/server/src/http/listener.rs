@@ -4,16 +4,20 @@
 //! does not wait) is served all the same: without half-closed connections hyper would drop such a
 //! request before a handler has seen it, and a halt with it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
 use tokio_util::task::TaskTracker;
 
+use super::tls::Tls;
 use crate::Server;
 
 /// How long a client may take for the head of a request.
@@ -23,14 +27,17 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// How long to wait when no connection can be accepted, for want of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// One address that the API is served at.
+#[derive(Debug)]
+pub(crate) struct Door {
+    pub(crate) listener: std::net::TcpListener,
+    /// `None`: plain HTTP.
+    pub(crate) tls: Option<Arc<Tls>>,
+}
+
 /// Serves until the server drains, and then for at most `drain_max`.
-pub(crate) async fn serve(
-    server: Server,
-    listener: std::net::TcpListener,
-    app: axum::Router,
-    drain_max: Duration,
-) {
-    let listener = match TcpListener::from_std(listener) {
+pub(crate) async fn serve(server: Server, door: Door, app: axum::Router, drain_max: Duration) {
+    let listener = match TcpListener::from_std(door.listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the API cannot listen"),
     };
@@ -42,7 +49,15 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
-                connections.spawn(connection(server.clone(), app.clone(), stream));
+                // Frames and answers are small and must not wait for more.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "a connection ended at once");
+                }
+                let (server, app) = (server.clone(), app.clone());
+                match door.tls.clone() {
+                    None => connections.spawn(connection(server, app, stream)),
+                    Some(tls) => connections.spawn(secured(server, app, tls, stream)),
+                };
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -56,11 +71,21 @@ pub(crate) async fn serve(
     }
 }
 
-async fn connection(server: Server, app: axum::Router, stream: TcpStream) {
-    // Frames and answers are small and must not wait for more.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection ended at once");
+/// As [`connection`], behind a handshake, which a drain does not wait for.
+async fn secured(server: Server, app: axum::Router, tls: Arc<Tls>, stream: TcpStream) {
+    let shaken = tokio::select! {
+        shaken = tls.accept(stream) => shaken,
+        () = server.draining() => None,
+    };
+    if let Some(stream) = shaken {
+        connection(server, app, stream).await;
     }
+}
+
+async fn connection<S>(server: Server, app: axum::Router, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let connection = http1::Builder::new()
         .half_close(true)
         .timer(TokioTimer::new())

@@ -30,6 +30,7 @@ mod runs;
 pub(crate) mod sql;
 mod status;
 mod stream;
+pub(crate) mod tls;
 pub(crate) mod tokens;
 
 use problem::Failure;

@@ -81,6 +81,7 @@ impl Stage {
             on_lost: OnLost::Refuse,
             gaps: Vec::new(),
             events: EventBuffer::default(),
+            trust: estoppel_link::Trust::system(),
         };
         let (link, mut events) =
             Link::start(config, Arc::new(SystemClock), tasks, stop.clone()).map_err(failed)?;

@@ -68,6 +68,7 @@ async fn connect(spec: &Spec, tasks: &TaskTracker, stop: &CancellationToken) -> 
             on_lost: OnLost::Refuse,
             gaps: Vec::new(),
             events: EventBuffer::default(),
+            trust: estoppel_link::Trust::system(),
         };
         let (link, mut events) = Link::start(config, Arc::new(SystemClock), tasks, stop.clone())?;
         links.push(link.clone());

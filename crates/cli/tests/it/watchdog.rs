@@ -1,0 +1,88 @@
+//! A dying server pages before its leases are over.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpListener,
+    sync::mpsc::{Receiver, sync_channel},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    guards::Guards,
+    stage::{Server, signal},
+};
+
+const LEASE: Duration = Duration::from_secs(6);
+
+/// A channel that takes every page and hands it on.
+fn channel() -> (String, Receiver<Value>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (pages, taken) = sync_channel(100);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten().take(100) {
+            let mut reader = BufReader::new(stream);
+            let (mut line, mut length) = (String::new(), 0);
+            while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+                let lower = line.to_ascii_lowercase();
+                if let Some(value) = lower.strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            if reader.read_exact(&mut body).is_err() {
+                continue;
+            }
+            let answer = b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = reader.get_mut().write_all(answer);
+            let _ = pages.send(serde_json::from_slice(&body).unwrap());
+        }
+    });
+    (url, taken)
+}
+
+fn start() -> (Server, Guards, Receiver<Value>) {
+    let (url, pages) = channel();
+    let config = format!("[serve]\nlease_seconds = {}\n[paging]\nurl = \"{url}\"", LEASE.as_secs());
+    let server = Server::start_with(&config);
+    let guards = Guards::connect(&server, &server.token("bot", "agent", None), 3);
+    // Two heartbeats, so that the watchdog knows of them.
+    std::thread::park_timeout(Duration::from_secs(1));
+    (server, guards, pages)
+}
+
+fn expiry_page(pages: &Receiver<Value>) -> String {
+    let page = pages.recv_timeout(LEASE * 10).unwrap().to_string();
+    assert!(page.contains("leases expire at 20") && page.contains("3 enforcers"), "{page}");
+    page
+}
+
+/// Killed, as by the kernel for want of memory.
+#[test]
+fn a_killed_server_pages_before_its_leases_are_over() {
+    let (server, guards, pages) = start();
+    let killed = Instant::now();
+    let folder = server.crash_with(|| {});
+    expiry_page(&pages);
+    let took = killed.elapsed();
+    assert!(took < LEASE, "paged after {took:?}, too late");
+    assert!(took > LEASE / 5, "a restart must have some time: {took:?}");
+    guards.end();
+    drop(folder);
+}
+
+/// Stuck, and then back: the page is resolved.
+#[test]
+fn a_stuck_server_pages_and_resolves_when_it_is_back() {
+    let (server, guards, pages) = start();
+    signal(server.pid(), "STOP");
+    let trigger = expiry_page(&pages);
+    signal(server.pid(), "CONT");
+    let resolved = pages.recv_timeout(LEASE * 10).unwrap().to_string();
+    assert!(resolved.contains("answers again"), "{resolved}");
+    assert_ne!(trigger, resolved);
+    guards.end();
+}
