@@ -99,7 +99,9 @@ impl From<ClientError> for CommandError {
 fn is_unknown_authority(error: &ClientError) -> bool {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(current) = cause {
-        if current.to_string().contains("UnknownIssuer") {
+        let words = current.to_string();
+        // The second: somebody of the same name as one whom we trust.
+        if ["UnknownIssuer", "BadSignature"].iter().any(|word| words.contains(word)) {
             return true;
         }
         cause = current.source();

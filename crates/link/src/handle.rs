@@ -112,13 +112,17 @@ impl Link {
             tasks,
             stop.clone(),
         )?;
+        let mut gaps = config.gaps;
+        if config.on_lost == crate::OnLost::Allow {
+            gaps.push("it goes on by the orders that it knows when its lease is over".to_owned());
+        }
         let profile = Profile {
             id: EnforcerId::new(),
             kind: config.kind,
             name: config.name,
             subjects: config.subjects,
             key: keys.public().to_owned(),
-            gaps: config.gaps,
+            gaps,
         };
         let id = profile.id;
         let (enforcer, damage) = restore(profile, kept, damaged);

@@ -18,10 +18,20 @@ pub(crate) struct Guards {
 
 impl Guards {
     pub(crate) fn connect(server: &Server, token: &str, count: usize) -> Self {
-        Self::trusting(&server.url, token, count, &Trust::system())
+        Self::start(&server.url, token, count, &Trust::system(), OnLost::Refuse)
     }
 
     pub(crate) fn trusting(url: &str, token: &str, count: usize, trust: &Trust) -> Self {
+        Self::start(url, token, count, trust, OnLost::Refuse)
+    }
+
+    pub(crate) fn start(
+        url: &str,
+        token: &str,
+        count: usize,
+        trust: &Trust,
+        on_lost: OnLost,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -36,7 +46,7 @@ impl Guards {
                 name: format!("guard {number}"),
                 subjects: Vec::new(),
                 state_dir: None,
-                on_lost: OnLost::Refuse,
+                on_lost,
                 gaps: Vec::new(),
                 events: EventBuffer::default(),
                 trust: trust.clone(),

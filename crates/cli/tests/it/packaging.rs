@@ -25,7 +25,7 @@ fn systemd_finds_nothing_wrong_with_the_unit() {
     let ours: Vec<_> = said.lines().filter(|line| line.contains("estoppel.service")).collect();
     assert!(found.status.success() && ours.is_empty(), "{said}");
     let wrong = verify(&built.replace("WatchdogSec=10", "WatchdogSec=soon")).unwrap();
-    assert!(String::from_utf8_lossy(&wrong.stderr).contains("WatchdogSec"), "it would be found");
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains(": soon"), "it would be found");
     // What keeps the watchdog alive to page, and agents from being stopped for good.
     for line in ["KillMode=process", "Restart=always", "StartLimitIntervalSec=0", "Type=notify"] {
         assert!(text.lines().any(|found| found == line), "{line}");

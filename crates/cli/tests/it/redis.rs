@@ -224,6 +224,7 @@ fn a_halt_from_redis_stops_an_enforcer() {
         on_lost: OnLost::Refuse,
         gaps: Vec::new(),
         events: EventBuffer::default(),
+        trust: estoppel_link::Trust::system(),
     };
     let _entered = runtime.enter();
     let (link, mut events) =

@@ -7,11 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use estoppel_link::{OnLost, Refusal, Trust};
+use estoppel_model::{Clock as _, EntityId, Subject, SystemClock};
+use serde_json::{Value, json};
 
 use crate::{
     guards::Guards,
-    stage::{Server, signal},
+    stage::{Server, signal, wait_for},
 };
 
 const LEASE: Duration = Duration::from_secs(6);
@@ -70,6 +72,35 @@ fn a_killed_server_pages_before_its_leases_are_over() {
     let took = killed.elapsed();
     assert!(took < LEASE, "paged after {took:?}, too late");
     assert!(took > LEASE / 5, "a restart must have some time: {took:?}");
+    guards.end();
+    drop(folder);
+}
+
+/// Invariant lease, and its owner's other choice: the way to go on without any server is chosen
+/// beforehand, seen in `status`, and lets no halt go that is in force.
+#[test]
+fn an_enforcer_that_goes_on_without_a_server_says_so_and_keeps_its_halts() {
+    let server = Server::start_with("[serve]\nlease_seconds = 2");
+    let token = server.token("bot", "agent", None);
+    let guards = Guards::start(&server.url, &token, 1, &Trust::system(), OnLost::Allow);
+    let status = server.json(&["status"]);
+    let gaps = status["enforcers"][0]["gaps"].to_string();
+    assert!(gaps.contains("when its lease is over"), "{gaps}");
+    let halt = json!({ "scope": "session:halted", "reason": "r" });
+    assert_eq!(server.admin("POST", "/kill-switch", &halt).0, 202);
+    let subject =
+        |session| Subject { session: Some(EntityId::new(session).unwrap()), ..Subject::default() };
+    let link = guards.first();
+    let halted =
+        || matches!(link.view().check(&subject("halted")), Err(Refusal::Halted(_))).then_some(());
+    wait_for("the halt", halted);
+    let folder = server.crash_with(|| {});
+    wait_for("the end of the lease", || {
+        let until = link.status().lease_until.unwrap();
+        (SystemClock.boottime() > until).then_some(())
+    });
+    assert!(link.view().check(&subject("other")).is_ok());
+    assert_eq!(halted(), Some(()));
     guards.end();
     drop(folder);
 }
