@@ -192,6 +192,19 @@ impl Client {
         self.json(self.request(reqwest::Method::POST, &path).body(manifest)).await
     }
 
+    /// As [`Client::add_evidence`], to the incident of a halt.
+    ///
+    /// # Errors
+    /// As of [`Client::halt`]; also while the server does not know the halt yet.
+    pub async fn add_evidence_to_halt(
+        &self,
+        halt: OrderId,
+        manifest: String,
+    ) -> Result<EvidenceAccepted, ClientError> {
+        let path = format!("/v1/halts/{halt}/evidence");
+        self.json(self.request(reqwest::Method::POST, &path).body(manifest)).await
+    }
+
     /// Sets the allowlist.
     ///
     /// # Errors

@@ -273,15 +273,17 @@ async fn deliver(
 
 /// Sends the contents, then the manifest; again is no error.
 async fn send(client: &Client, captured: &Captured, operator: &Actor) -> Result<()> {
-    let Some(case) = captured.case else {
-        // Without an incident it stays on this host, where `halt --local` said so.
-        return Ok(());
-    };
     for (digest, path) in &captured.blobs {
         let content = tokio::fs::read(path).await?;
         client.put_evidence(&digest.to_string(), content).await?;
     }
-    let accepted = client.add_evidence(case, captured.manifest.text().to_owned()).await?;
+    let manifest = captured.manifest.text().to_owned();
+    let accepted = match (captured.case, captured.order) {
+        (Some(case), _) => client.add_evidence(case, manifest).await?,
+        // Of `halt --local`: the server opens the incident when the halt is handed back.
+        (None, Some(order)) => client.add_evidence_to_halt(order, manifest).await?,
+        (None, None) => return Ok(()),
+    };
     if !accepted.missing.is_empty() {
         return Err(CommandError::message(
             Exit::Failed,

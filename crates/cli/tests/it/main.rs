@@ -10,11 +10,13 @@
 
 mod backup;
 mod bad_input;
+mod commands;
 mod demo;
 mod drain;
 mod events;
 mod guards;
 mod health;
+mod hosted;
 mod kill_switch;
 mod logs;
 mod metrics;
@@ -23,6 +25,7 @@ mod packaging;
 mod pages;
 mod redis;
 mod redis_server;
+mod run;
 mod stage;
 mod tls;
 mod tokens;

@@ -60,6 +60,10 @@ impl Server {
 
     /// As [`Server::at`], in an environment with more variables.
     pub(crate) fn at_in(data: &Path, variables: &[(&str, &str)]) -> Self {
+        Self::listening(data, "127.0.0.1:0", variables)
+    }
+
+    fn listening(data: &Path, listen: &str, variables: &[(&str, &str)]) -> Self {
         let config = data.with_file_name("estoppel.toml");
         let mut command = Command::new(env!("CARGO_BIN_EXE_estoppel"));
         let listen = variables.iter().find(|(name, _)| *name == LISTEN);
@@ -99,6 +103,17 @@ impl Server {
         let mut server = Self::at(&self.data);
         server.folder = self.folder.take();
         server
+    }
+
+    /// Ends it as a power cut does, does something while it is away, and starts it again on the same
+    /// folder and port.
+    pub(crate) fn away_while<T>(mut self, meanwhile: impl FnOnce() -> T) -> (Self, T) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let result = meanwhile();
+        let mut server = Self::listening(&self.data, self.address(), &[]);
+        server.folder = self.folder.take();
+        (server, result)
     }
 
     /// Ends it as a power cut does, then does something while it is away.

@@ -10,7 +10,8 @@ use axum::{
 use estoppel_api::{EVIDENCE_BYTES_MAX, EvidenceAccepted, Problem, Role};
 use estoppel_evidence::{Digest, Item, Manifest, SealedManifest};
 use estoppel_incident::record::EvidenceAdded;
-use estoppel_model::{IncidentId, Untrusted};
+use estoppel_killswitch::Audience;
+use estoppel_model::{IncidentId, OrderId, Untrusted};
 
 use super::{
     extract::{Caller, read_body},
@@ -93,6 +94,44 @@ pub(crate) async fn add(
 ) -> Result<Json<EvidenceAccepted>, Failure> {
     caller.machine_or(&[Role::Enforcer], Role::Responder)?;
     let incident = super::incidents::find(&server, &incident)?.id();
+    keep(&server, incident, None, body).await
+}
+
+/// Adds a manifest to the incident of a halt, by the halt's id: a halt that was given on a host while
+/// no server answered has its incident only since the host handed it back.
+#[utoipa::path(
+    post, path = "/v1/halts/{id}/evidence", tag = "evidence", params(("id" = uuid::Uuid, Path)),
+    request_body(content = String, description = "the manifest, byte for byte as it was sealed"),
+    responses((status = 200, body = EvidenceAccepted), (status = 404, body = Problem), (status = 409, body = Problem))
+)]
+pub(crate) async fn add_to_halt(
+    State(server): State<Server>,
+    caller: Caller,
+    Path(id): Path<OrderId>,
+    body: Body,
+) -> Result<Json<EvidenceAccepted>, Failure> {
+    caller.machine_or(&[Role::Enforcer], Role::Responder)?;
+    server.journal().ledger()?;
+    let order = server.switchboard().ask(move |switch, _| switch.orders().order(id).cloned());
+    // Another tenant's halt is not there, also not as a word in an error.
+    let audience = Audience::of(caller.0.tenant.as_ref());
+    let known = order.await?.filter(|order| audience.admits(order));
+    let incident = known.and_then(|order| {
+        server.journal().read(|state| Some(state.incidents.of_order(order.id)?.id()))
+    });
+    let incident = incident.ok_or_else(|| {
+        Failure::NotFound(format!("no incident has halt {id} yet: its host hands it back first"))
+    })?;
+    keep(&server, incident, Some(id), body).await
+}
+
+/// Keeps a manifest with its incident; `order`: it must be of that halt.
+async fn keep(
+    server: &Server,
+    incident: IncidentId,
+    order: Option<OrderId>,
+    body: Body,
+) -> Result<Json<EvidenceAccepted>, Failure> {
     let bytes = read_body(body, MANIFEST_BYTES_MAX).await?;
     let text = String::from_utf8(bytes.to_vec())
         .map_err(|_| Failure::Malformed("the manifest is not UTF-8".to_owned()))?;
@@ -101,18 +140,21 @@ pub(crate) async fn add(
     if manifest.case.is_some_and(|case| case != incident) {
         return Err(Failure::Conflict("the manifest is of another incident".to_owned()));
     }
+    if order.is_some_and(|order| manifest.order != Some(order)) {
+        return Err(Failure::Conflict("the manifest is of another halt".to_owned()));
+    }
     let manifest_sha256 = sealed.digest().to_string();
     let mut missing = Vec::new();
     for item in &manifest.items {
         if server.vault().has(&item.stored_sha256, item.bytes).await {
-            record(&server, added(incident, &manifest, item, &manifest_sha256)).await?;
+            record(server, added(incident, &manifest, item, &manifest_sha256)).await?;
         } else {
             missing.push(item.id.clone());
         }
     }
     if missing.is_empty() {
         server.vault().put_text(sealed.text().to_owned()).await?;
-        record(&server, listing(incident, &manifest, &sealed)).await?;
+        record(server, listing(incident, &manifest, &sealed)).await?;
     }
     Ok(Json(EvidenceAccepted { manifest_sha256, missing }))
 }

@@ -65,6 +65,7 @@ use problem::Failure;
         evidence::put,
         evidence::get,
         evidence::add,
+        evidence::add_to_halt,
         runs::list,
         runs::approve,
         tokens::mint,
@@ -108,6 +109,7 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/v1/incidents/{id}/assign", post(incidents::assign))
         .route("/v1/incidents/{id}/close", post(incidents::close))
         .route("/v1/incidents/{id}/evidence", post(evidence::add))
+        .route("/v1/halts/{id}/evidence", post(evidence::add_to_halt))
         .route("/v1/evidence/{sha256}", put(evidence::put).get(evidence::get))
         .route("/v1/runs", get(runs::list))
         .route("/v1/runs/{id}/approve", post(runs::approve))
