@@ -165,6 +165,11 @@ impl Responses {
         decision
     }
 
+    /// Knows that a scope was halted by itself before this process began.
+    pub fn halted(&mut self, scope: &Scope) {
+        self.subjects.touch(scope, State::default).1.acted = true;
+    }
+
     /// Forgets what a scope was halted for: a person has released it.
     pub fn released(&mut self, scope: &Scope) {
         *self.subjects.touch(scope, State::default).1 = State::default();

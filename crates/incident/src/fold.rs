@@ -219,6 +219,11 @@ impl Incidents {
         self.iter().find(|incident| incident.number == number)
     }
 
+    /// The newest incident that an order belongs to.
+    pub fn of_order(&self, order: OrderId) -> Option<&IncidentView> {
+        self.iter().rev().find(|view| view.halts.iter().any(|entry| entry.body.order == order))
+    }
+
     /// All incidents, in the order of their numbers.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &IncidentView> {
         self.order.iter().filter_map(|id| self.incidents.get(id))

@@ -39,11 +39,12 @@ impl fmt::Display for RecordKind {
 }
 
 /// A record before it has its place.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewRecord {
     /// What it is about.
     pub kind: RecordKind,
     /// The idempotency key: of several records with one key only the first is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// When it was made.
     pub at: Timestamp,

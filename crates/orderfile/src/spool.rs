@@ -6,10 +6,15 @@
 //! A write that fails, as on a full disk, is undone, and the next may succeed. An fsync that fails
 //! poisons the file for good: what the kernel then holds is not known, and asking again would be
 //! answered with a lie.
+//!
+//! With an order may stand the records that follow from it (its incident, the detection, the run of
+//! a playbook), in the same line: whatever has the halt has these, too, and a process that ends
+//! before they are in the ledger loses none of them.
 
-use std::io;
+use std::{borrow::Cow, collections::HashMap, io};
 
-use estoppel_model::SignedOrder;
+use estoppel_model::{NewRecord, OrderId, SignedOrder};
+use serde::{Deserialize, Serialize};
 
 use crate::{AppendFile, Folder, line};
 
@@ -27,8 +32,39 @@ pub struct OrderSpool<F> {
 pub struct Recovered {
     /// The orders, in the order of their acceptance.
     pub orders: Vec<SignedOrder>,
+    /// What follows from them, for those from which something does.
+    pub follows: HashMap<OrderId, Vec<NewRecord>>,
     /// What is wrong with the file, in words for the operator.
     pub warnings: Vec<String>,
+}
+
+/// A line's JSON: the fields of a [`SignedOrder`], and what follows from it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line<'l> {
+    order: Cow<'l, str>,
+    key: Cow<'l, str>,
+    signature: Cow<'l, str>,
+    #[serde(default, skip_serializing_if = "<[NewRecord]>::is_empty")]
+    follows: Cow<'l, [NewRecord]>,
+}
+
+impl<'l> Line<'l> {
+    fn of(signed: &'l SignedOrder, follows: &'l [NewRecord]) -> Self {
+        let SignedOrder { order, key, signature } = signed;
+        Self {
+            order: order.into(),
+            key: key.into(),
+            signature: signature.into(),
+            follows: follows.into(),
+        }
+    }
+
+    fn split(self) -> (SignedOrder, Vec<NewRecord>) {
+        let Self { order, key, signature, follows } = self;
+        let (order, key, signature) = (order.into(), key.into(), signature.into());
+        (SignedOrder { order, key, signature }, follows.into_owned())
+    }
 }
 
 /// Why orders are not on the disk.
@@ -64,7 +100,7 @@ impl<F: AppendFile> OrderSpool<F> {
         let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         match content.get(whole..) {
             None | Some([]) => {}
-            Some(last) if line::decode::<SignedOrder>(last).is_some() => file.append(b"\n")?,
+            Some(last) if line::decode::<Line<'_>>(last).is_some() => file.append(b"\n")?,
             Some(_) => file.truncate(whole as u64)?,
         }
         file.sync()?;
@@ -80,10 +116,22 @@ impl<F: AppendFile> OrderSpool<F> {
         &mut self,
         orders: impl IntoIterator<Item = &'o SignedOrder>,
     ) -> Result<(), AppendError> {
+        self.append_with(orders.into_iter().map(|order| (order, [].as_slice())))
+    }
+
+    /// As [`OrderSpool::append`], each order with the records that follow from it.
+    ///
+    /// # Errors
+    /// As of [`OrderSpool::append`].
+    pub fn append_with<'o>(
+        &mut self,
+        orders: impl IntoIterator<Item = (&'o SignedOrder, &'o [NewRecord])>,
+    ) -> Result<(), AppendError> {
         if let Some(reason) = &self.poisoned {
             return Err(AppendError::Poisoned { reason: reason.clone() });
         }
-        let lines: String = orders.into_iter().map(line::encode).collect::<Result<_, _>>()?;
+        let lines = orders.into_iter().map(|(order, follows)| Line::of(order, follows));
+        let lines: String = lines.map(|line| line::encode(&line)).collect::<Result<_, _>>()?;
         let before = self.file.length()?;
         if let Err(error) = self.file.append(lines.as_bytes()) {
             // A full disk leaves a part of a line, which must not be glued to the next one.
@@ -108,8 +156,16 @@ pub fn recover(content: &[u8]) -> Recovered {
         if line.is_empty() {
             continue;
         }
-        match line::decode(line) {
-            Some(order) => recovered.orders.push(order),
+        match line::decode::<Line<'_>>(line) {
+            Some(line) => {
+                let (order, follows) = line.split();
+                if !follows.is_empty()
+                    && let Ok(parsed) = order.parse()
+                {
+                    recovered.follows.insert(parsed.id, follows);
+                }
+                recovered.orders.push(order);
+            }
             None if last => recovered
                 .warnings
                 .push(format!("{FILE}: the last line is torn; it was never acknowledged")),
@@ -138,7 +194,7 @@ mod tests {
     }
 
     fn line(text: &str) -> String {
-        line::encode(&order(text)).unwrap()
+        line::encode(&Line::of(&order(text), &[])).unwrap()
     }
 
     fn texts(recovered: &Recovered) -> Vec<&str> {
@@ -155,6 +211,33 @@ mod tests {
         let (_, found) = open(&dir);
         assert_eq!(texts(&found), ["a\nb", "c", "d"]);
         assert!(found.warnings.is_empty());
+    }
+
+    #[test]
+    fn what_follows_from_an_order_is_kept_in_its_line_and_lines_of_before_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let halt = estoppel_model::Order {
+            id: OrderId::new(),
+            scope: estoppel_model::Scope::Global.into(),
+            reason: "r".to_owned(),
+            issued_by: estoppel_model::Actor::new("a").unwrap(),
+            issued_at: estoppel_model::Timestamp::from_micros(1),
+            incident: None,
+            tenant: None,
+            body: estoppel_model::OrderBody::Halt { until: None },
+        };
+        let signed = order(&serde_json::to_string(&halt).unwrap());
+        let kind = estoppel_model::RecordKind::new("incident.opened");
+        let at = estoppel_model::Timestamp::from_micros(2);
+        let follows = [NewRecord { kind, key: Some("k".to_owned()), at, body: "{}\n".to_owned() }];
+        // As the first version wrote it: a signed order and nothing else.
+        fs::write(dir.path().join(FILE), line::encode(&order("old")).unwrap()).unwrap();
+        let (mut spool, _) = open(&dir);
+        spool.append_with([(&signed, follows.as_slice())]).unwrap();
+        let (_, found) = open(&dir);
+        assert_eq!(texts(&found), ["old", signed.order.as_str()]);
+        assert_eq!(found.follows, HashMap::from([(halt.id, follows.to_vec())]));
+        assert!(found.warnings.is_empty(), "{:?}", found.warnings);
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use estoppel_connect::Pager;
 use estoppel_detect::EgressMode;
 use estoppel_eventlog::{OnSync, Options, WorkerCommand};
-use estoppel_model::{Clock, RecordKind, SystemClock};
+use estoppel_model::{Clock, SystemClock};
 
-use crate::{RedisConfig, StartError, TlsFiles};
+use crate::{RedisConfig, StartError, TlsFiles, moment::AtMoment};
 
 /// What unlisted egress alone leads to, once an allowlist is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,14 +61,12 @@ pub struct ServerConfig {
     pub pager: Option<Pager>,
     /// The Redis that mirrors the kill switch.
     pub redis: Option<RedisConfig>,
-    /// Called after each record of this server is durable; how the crash tests choose their moment.
-    pub after_append: Option<AfterAppend>,
+    /// Called at each [`Moment`](crate::Moment) of what must outlast a crash; how the crash tests
+    /// choose theirs.
+    pub at_moment: Option<AtMoment>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
 }
-
-/// Learns the kind of each record that has become durable.
-pub type AfterAppend = Arc<dyn Fn(&RecordKind) + Send + Sync>;
 
 impl std::fmt::Debug for ServerConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -98,7 +96,7 @@ impl ServerConfig {
             sql_time: Duration::from_secs(30),
             pager: None,
             redis: None,
-            after_append: None,
+            at_moment: None,
             clock: Arc::new(SystemClock),
         }
     }

@@ -178,17 +178,34 @@ impl Incidents {
 
     /// Opens the chosen incident, or joins it; waits until the ledger has it.
     pub(crate) async fn open(&self, chosen: Chosen, opened: Opened) -> Result<(), JournalError> {
+        let record = self.first_record(&chosen, opened)?;
+        self.keep(record).await?;
+        self.forget(chosen);
+        Ok(())
+    }
+
+    /// The record by which the chosen incident is opened, or joined.
+    pub(crate) fn first_record(
+        &self,
+        chosen: &Chosen,
+        opened: Opened,
+    ) -> Result<NewRecord, JournalError> {
         let now = self.0.clock.now();
-        let record = if chosen.new {
+        Ok(if chosen.new {
             opened.record(now)?
         } else {
             let Opened { source, scope, subject, by, title, .. } = opened;
             let what = title.inline(100);
             Joined { incident: chosen.id, source, scope, subject, what, by }.record(now)?
-        };
-        self.keep(record).await?;
-        self.forget(chosen);
-        Ok(())
+        })
+    }
+
+    /// What follows from a person's order, to be kept with it.
+    pub(crate) fn follows(&self, order: &Order, chosen: &Chosen) -> Vec<NewRecord> {
+        self.first_record(chosen, opened_by(order, chosen.id))
+            .inspect_err(|error| tracing::error!(order = %order.id, %error, "not kept with it"))
+            .into_iter()
+            .collect()
     }
 
     /// Appends a record, and tries again while the ledger is not open yet or has no room.
@@ -242,22 +259,13 @@ impl Incidents {
     /// An order is in force: records it with its incident and follows it.
     pub(crate) fn ordered(&self, given: &Given) {
         let Some(incident) = given.order.incident else { return };
-        lock(&self.0.followed).insert(given.order.id, incident);
-        let what = match &given.order.body {
-            OrderBody::Block { destination } => format!("block {destination}"),
-            OrderBody::Halt { .. } => "halt".to_owned(),
-            _ => "order".to_owned(),
-        };
-        let halted = Halted {
-            incident,
-            order: given.order.id,
-            what,
-            scope: given.order.scope.clone(),
-            reason: Untrusted::new(given.order.reason.clone()),
-            by: given.order.issued_by.clone(),
-            accepted_at: given.order.issued_at,
-            enforcers: given.expected as u64,
-        };
+        self.follow(&given.order, incident, given.expected);
+    }
+
+    /// Records an order with its incident and follows it.
+    fn follow(&self, order: &Order, incident: IncidentId, expected: usize) {
+        lock(&self.0.followed).insert(order.id, incident);
+        let halted = halted(order, incident, expected);
         let this = self.clone();
         self.0.tasks.spawn(async move {
             this.opened(incident).await;
@@ -270,6 +278,14 @@ impl Incidents {
         });
     }
 
+    /// An order of before this process's start that no incident knows: its incident learns of it.
+    /// Who had to carry it out then is not known any more.
+    pub(crate) async fn take_up(&self, order: &Order) -> Result<(), JournalError> {
+        let Some(incident) = order.incident else { return Ok(()) };
+        let record = halted(order, incident, 0).record(self.0.clock.now())?;
+        self.0.journal.commit(record).await.map(drop)
+    }
+
     /// A halt that an enforcer handed back, such as one given on its host: opens or joins an
     /// incident and pages, as every activation does.
     pub(crate) fn handed_back(&self, order: &Arc<Order>) {
@@ -277,9 +293,13 @@ impl Incidents {
             return;
         }
         let chosen = self.choose(Some(&order.scope), &Subject::default(), order.incident);
-        let opened = opened_by(order, chosen.id);
+        let (order, incident) = (Arc::clone(order), chosen.id);
+        let opened = opened_by(&order, incident);
         let this = self.clone();
         self.0.tasks.spawn(async move {
+            let count = this.0.switchboard.count(order.id).await.ok().flatten();
+            let expected = count.map_or(0, |count| count.expected);
+            this.follow(&order, incident, expected);
             let page = Page::ahead(&opened, false);
             let (opened, ()) = tokio::join!(this.open(chosen, opened), this.deliver_soon(page));
             if let Err(error) = opened {
@@ -329,7 +349,9 @@ impl Incidents {
     /// An enforcer's word came.
     pub(crate) async fn confirmed(&self, word: Word) {
         let order = word.confirmation.order;
-        let Some(incident) = lock(&self.0.followed).get(&order).copied() else { return };
+        let followed = lock(&self.0.followed).get(&order).copied();
+        // A word may come before whoever gave the order has said whose it is.
+        let Some(incident) = followed.or(word.incident) else { return };
         self.opened(incident).await;
         let count = word.count;
         if word.is_recorded() {
@@ -466,6 +488,24 @@ impl Incidents {
             Err(error) => tracing::error!(%error, "a page cannot be written"),
         }
         answer
+    }
+}
+
+fn halted(order: &Order, incident: IncidentId, expected: usize) -> Halted {
+    let what = match &order.body {
+        OrderBody::Block { destination } => format!("block {destination}"),
+        OrderBody::Halt { .. } => "halt".to_owned(),
+        _ => "order".to_owned(),
+    };
+    Halted {
+        incident,
+        order: order.id,
+        what,
+        scope: order.scope.clone(),
+        reason: Untrusted::new(order.reason.clone()),
+        by: order.issued_by.clone(),
+        accepted_at: order.issued_at,
+        enforcers: expected as u64,
     }
 }
 

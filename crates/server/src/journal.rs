@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{AfterAppend, metrics::Metrics};
+use crate::{AtMoment, Moment, metrics::Metrics};
 
 /// Records that are folded under one lock.
 const BATCH: usize = 512;
@@ -99,7 +99,7 @@ struct Inner {
     failed: OnceLock<String>,
     state: RwLock<State>,
     applied: watch::Sender<u64>,
-    after_append: Option<AfterAppend>,
+    at_moment: Option<AtMoment>,
     metrics: Arc<Metrics>,
 }
 
@@ -111,13 +111,13 @@ impl std::fmt::Debug for Journal {
 
 impl Journal {
     /// A journal that is not open yet.
-    pub(crate) fn closed(after_append: Option<AfterAppend>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn closed(at_moment: Option<AtMoment>, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Inner {
             ledger: OnceLock::new(),
             failed: OnceLock::new(),
             state: RwLock::new(State::default()),
             applied: watch::Sender::new(0),
-            after_append,
+            at_moment,
             metrics,
         }))
     }
@@ -188,13 +188,18 @@ impl Journal {
     /// Appends a record; resolves when it is durable.
     pub(crate) async fn append(&self, record: NewRecord) -> Result<Appended, JournalError> {
         let kind = record.kind.clone();
+        self.pass(Moment::RecordDue(&kind));
         let begun = Instant::now();
         let appended = self.ledger()?.append(record).await?;
         self.0.metrics.ledger_append.observe(begun.elapsed().as_secs_f64());
-        if let Some(after_append) = &self.0.after_append {
-            after_append(&kind);
-        }
+        self.pass(Moment::RecordKept(&kind));
         Ok(appended)
+    }
+
+    fn pass(&self, moment: Moment<'_>) {
+        if let Some(at_moment) = &self.0.at_moment {
+            at_moment(moment);
+        }
     }
 
     /// Appends a record and waits until the state has it.

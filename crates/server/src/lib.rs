@@ -21,8 +21,10 @@ mod journal;
 mod key;
 mod metrics;
 mod mirror;
+mod moment;
 mod order;
 mod responder;
+mod resume;
 mod runs;
 mod spool;
 mod switchboard;
@@ -30,6 +32,7 @@ mod token;
 mod vault;
 
 use std::{
+    collections::HashMap,
     fs::File,
     net::SocketAddr,
     path::PathBuf,
@@ -48,13 +51,14 @@ use estoppel_model::{Clock, Secret, Timestamp};
 use estoppel_playbook::Diagnostics;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use config::{AfterAppend, EgressResponse, ServerConfig};
+pub use config::{EgressResponse, ServerConfig};
 pub use http::{
     openapi,
     tls::{TlsError, TlsFiles},
 };
 pub use key::{NodeKey, verify as verify_order};
 pub use mirror::{RedisConfig, RedisConfigError};
+pub use moment::{AtMoment, Moment};
 pub use token::{WishError, create_locally as create_token_locally};
 
 use http::{
@@ -300,7 +304,7 @@ impl Server {
         let lock = lock_folder(&config.data)?;
         let key = NodeKey::open(&config.data)?;
         let tokens = Tokens::open(&config.data, now)?;
-        let (spool, recovered) = Spool::open(&config.data)?;
+        let (spool, recovered) = Spool::open(&config.data, config.at_moment.clone())?;
         let draining = CancellationToken::new();
         // The switchboard outlives the drain: what ends says so on its way out.
         let (switchboard, news) = Switchboard::start(
@@ -329,7 +333,7 @@ impl Server {
         let pager = config.pager.clone();
         let tasks = TaskTracker::new();
         let metrics = Arc::new(Metrics::new());
-        let journal = Journal::closed(config.after_append.clone(), Arc::clone(&metrics));
+        let journal = Journal::closed(config.at_moment.clone(), Arc::clone(&metrics));
         let url = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
         let incidents = Incidents::new(
             journal.clone(),
@@ -365,6 +369,9 @@ impl Server {
             recovered: CancellationToken::new(),
             config,
         }));
+        if let Ok(in_force) = resume::in_force(&server).await {
+            server.0.responder.resumed(&in_force);
+        }
         let local_url = match &children {
             Some((_, address)) => format!("http://{address}"),
             None => url.clone(),
@@ -395,7 +402,7 @@ impl Server {
         ));
         server.0.tasks.spawn(expiry::run(server.clone(), server.0.draining.clone()));
         server.0.tasks.spawn(http::tokens::keep_last_uses(server.clone()));
-        server.0.tasks.spawn(server.clone().recover(recovered.orders));
+        server.0.tasks.spawn(server.clone().recover(recovered.orders, recovered.follows));
         Ok(Running {
             server,
             address,
@@ -432,7 +439,11 @@ impl Server {
     }
 
     /// Opens what may take long, and starts what needs it.
-    async fn recover(self, spooled: Vec<estoppel_model::SignedOrder>) {
+    async fn recover(
+        self,
+        spooled: Vec<estoppel_model::SignedOrder>,
+        follows: HashMap<estoppel_model::OrderId, Vec<estoppel_model::NewRecord>>,
+    ) {
         let inner = Arc::clone(&self.0);
         let opened = tokio::task::spawn_blocking(move || {
             inner.journal.open(&inner.config.data.join("ledger"), inner.key.signing().clone())
@@ -453,6 +464,10 @@ impl Server {
         if ledger {
             feed::reconcile(&self, spooled).await;
             http::tokens::reconcile(&self).await;
+            // Before anything of a run goes on, and before there are new ones.
+            let (draining, journal) = (self.0.draining.clone(), self.0.journal.clone());
+            self.0.tasks.spawn(journal.follow(draining));
+            resume::take_up(&self, follows).await;
         }
         let inner = Arc::clone(&self.0);
         let opened = tokio::task::spawn_blocking(move || {
@@ -479,7 +494,6 @@ impl Server {
         self.apply_allowlist();
         if ledger {
             let (draining, tasks) = (&self.0.draining, &self.0.tasks);
-            tasks.spawn(self.0.journal.clone().follow(draining.clone()));
             tasks.spawn(runs::drive(self.clone(), draining.clone()));
             tasks.spawn(feed::checkpoints(self.clone(), draining.clone()));
         }

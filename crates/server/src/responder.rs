@@ -3,8 +3,15 @@
 //! A halt that follows from a detection is given before anything is written: the events' own
 //! durability, the incident and the run of the playbook come behind it (*stop-never-waits*). What
 //! may follow by itself, and how wide, `detect` decides (*bounded automation*).
+//!
+//! The records of incident, detection and run stand with the halt in the order spool, so that a
+//! process that ends between the halt and the ledger loses none of them (`resume`). Where a person
+//! is asked and no halt is given, the sender of the events gets its answer once they are written.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
 
 use estoppel_api::AllowlistSuggestion;
 use estoppel_detect::{
@@ -13,12 +20,12 @@ use estoppel_detect::{
 use estoppel_extract::Allowlist;
 use estoppel_incident::record::{Detected, IncidentKind, Opened, Source};
 use estoppel_model::{
-    Actor, Destination, Event, IncidentId, Kind, Order, OrderBody, OrderId, ReceivedEvent, Record,
-    RunId, Scope, ScopeSet, Untrusted,
+    Actor, Destination, Event, IncidentId, Kind, NewRecord, Order, OrderBody, OrderId,
+    ReceivedEvent, Record, RunId, Scope, ScopeSet, Untrusted,
 };
 use estoppel_playbook::{Inputs, Playbook, Run, journal::Mode, journal::RunStarted};
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -42,7 +49,31 @@ pub(crate) struct Responder {
     policy: RwLock<Arc<DetectPolicy>>,
     playbook: Playbook,
     actor: Actor,
-    found: mpsc::Sender<Detection>,
+    /// Incidents whose run is on its way to the ledger.
+    starting: Mutex<HashSet<IncidentId>>,
+    found: mpsc::Sender<Found>,
+}
+
+/// A detection that is to be answered.
+#[derive(Debug)]
+pub(crate) struct Found {
+    detection: Detection,
+    /// Dropped when what follows is in the ledger, or nothing is to be written.
+    recorded: oneshot::Sender<()>,
+}
+
+/// What was found in some events.
+#[derive(Debug, Default)]
+#[must_use]
+pub(crate) struct Findings(Vec<oneshot::Receiver<()>>);
+
+impl Findings {
+    /// Resolves when all of what follows is in the ledger, or nobody is at it any more.
+    pub(crate) async fn recorded(self) {
+        for recorded in self.0 {
+            let _ = recorded.await;
+        }
+    }
 }
 
 impl Responder {
@@ -53,7 +84,7 @@ impl Responder {
     pub(crate) fn new(
         policy: DetectPolicy,
         playbook: &str,
-    ) -> Result<(Self, mpsc::Receiver<Detection>), StartError> {
+    ) -> Result<(Self, mpsc::Receiver<Found>), StartError> {
         let playbook = Playbook::parse(playbook)
             .map_err(|source| StartError::Playbook { name: PLAYBOOK, source: Box::new(source) })?;
         let (found, detections) = mpsc::channel(WAITING_MAX);
@@ -63,6 +94,7 @@ impl Responder {
             policy: RwLock::new(Arc::new(policy)),
             playbook,
             actor: Actor::new(ACTOR).map_err(|_| StartError::Random)?,
+            starting: Mutex::default(),
             found,
         };
         Ok((responder, detections))
@@ -70,8 +102,9 @@ impl Responder {
 
     /// Lets the detectors see events, before these are written; what they find is written into the
     /// events themselves.
-    pub(crate) fn observe(&self, events: &mut [ReceivedEvent]) {
+    pub(crate) fn observe(&self, events: &mut [ReceivedEvent]) -> Findings {
         let policy = self.policy();
+        let mut findings = Findings::default();
         for event in events {
             // A panic of a detector must not take the ones after it along: its state is bounded
             // caches, which are sound after any of their steps.
@@ -90,13 +123,16 @@ impl Responder {
                 audit.detections = RawValue::from_string(text).ok();
             }
             for detection in found {
-                if self.found.try_send(detection).is_err() {
+                let (recorded, follow) = oneshot::channel();
+                if self.found.try_send(Found { detection, recorded }).is_err() {
                     tracing::error!(
                         "more detections than can be answered; one stays in its event alone"
                     );
                 }
+                findings.0.push(follow);
             }
         }
+        findings
     }
 
     /// Sets where agents may send to; `None`: egress is learned.
@@ -107,6 +143,26 @@ impl Responder {
 
     pub(crate) fn policy(&self) -> Arc<DetectPolicy> {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Knows the halts of before this process's start: what is halted is not halted anew.
+    pub(crate) fn resumed<'o>(&self, in_force: impl IntoIterator<Item = &'o Arc<Order>>) {
+        let mut responses = self.responses.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = in_force.into_iter().filter(|order| {
+            order.issued_by == self.actor && matches!(order.body, OrderBody::Halt { .. })
+        });
+        own.flat_map(|order| order.scope.iter()).for_each(|scope| responses.halted(scope));
+    }
+
+    /// Whether a run may start for an incident: one at a time. Who is told so starts it, and says
+    /// [`Responder::started`] then.
+    fn may_start(&self, server: &Server, incident: IncidentId) -> bool {
+        let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        !is_running(server, incident) && starting.insert(incident)
+    }
+
+    fn started(&self, incident: IncidentId) {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner).remove(&incident);
     }
 
     /// Forgets what was halted for: a person has released it, and decides anew.
@@ -139,20 +195,18 @@ impl Responder {
 /// Answers what is found, until the server stops.
 pub(crate) async fn answer(
     server: Server,
-    mut found: mpsc::Receiver<Detection>,
+    mut found: mpsc::Receiver<Found>,
     stop: CancellationToken,
 ) {
     loop {
-        let detection = tokio::select! {
+        let found = tokio::select! {
             biased;
-            detection = found.recv() => detection,
+            found = found.recv() => found,
             () = stop.cancelled() => None,
         };
-        let Some(detection) = detection else { return };
+        let Some(Found { detection, recorded }) = found else { return };
         let decision = server.responder().respond(&detection);
-        if let Err(error) = respond(&server, &detection, decision).await {
-            tracing::error!(detection = %detection.id, %error, "a detection was not answered");
-        }
+        respond(&server, &detection, decision, recorded).await;
     }
 }
 
@@ -160,53 +214,88 @@ async fn respond(
     server: &Server,
     detection: &Detection,
     decision: Decision,
-) -> Result<(), JournalError> {
+    recorded: oneshot::Sender<()>,
+) {
     let scope = decision.scope.map(ScopeSet::from);
     let chosen = server.incidents().choose(scope.as_ref(), &detection.subject, None);
     // What is merely learned, or reported once more, opens no incident of its own.
     let quiet = detection.rule == EGRESS_LEARNED.name || decision.response == Response::Report;
     if quiet && chosen.new {
         server.incidents().forget(chosen);
-        return Ok(());
+        return;
     }
     let incident = chosen.id;
-    let run = RunId::new();
+    let asks = decision.response == Response::Ask;
     let begun = match (&decision.response, &scope) {
         (Response::Act | Response::Ask, Some(scope)) => {
-            begin(server, detection, scope, incident, run)
+            begin(server, detection, scope, incident, asks)
         }
         _ => None,
     };
-    if decision.response == Response::Act
-        && let (Some(scope), Some((_, halt))) = (&scope, &begun)
-    {
-        stop(server, detection, scope.clone(), incident, *halt).await;
-    }
-    let opened = Opened {
-        id: incident,
-        title: Untrusted::new(title(detection)),
-        kind: IncidentKind::PromptInjection,
-        severity: detection.severity,
-        source: Source::Detection,
-        scope,
-        subject: detection.subject.clone(),
-        by: server.responder().actor.clone(),
-        description: decision
-            .held_back
-            .map(|why| Untrusted::new(format!("No halt was given: {why}."))),
+    let (started, halt) = begun.unzip();
+    let answer = Answer {
+        opened: Opened {
+            id: incident,
+            title: Untrusted::new(title(detection)),
+            kind: IncidentKind::PromptInjection,
+            severity: detection.severity,
+            source: Source::Detection,
+            scope: scope.clone(),
+            subject: detection.subject.clone(),
+            by: server.responder().actor.clone(),
+            description: decision
+                .held_back
+                .map(|why| Untrusted::new(format!("No halt was given: {why}."))),
+        },
+        chosen,
+        detected: detected(incident, detection),
+        started: started.filter(|_| server.responder().may_start(server, incident)),
+        asks,
     };
+    if decision.response == Response::Act
+        && let (Some(scope), Some(halt)) = (scope, halt)
+    {
+        stop(server, scope, halt, &answer).await;
+    }
     let server = server.clone();
-    let detected = detected(incident, detection);
-    let asks = decision.response == Response::Ask;
     // The ledger may be slow or away; the next detection must not wait for it.
     server.tasks().clone().spawn(async move {
-        if let Err(error) =
-            write(&server, chosen, opened, detected, begun.map(|(started, _)| started), asks).await
-        {
+        let starts = answer.started.is_some();
+        if let Err(error) = write(&server, answer).await {
             tracing::error!(%incident, %error, "an incident could not be written");
         }
+        if starts {
+            server.responder().started(incident);
+        }
+        drop(recorded);
     });
-    Ok(())
+}
+
+/// What is to be written about a detection.
+struct Answer {
+    chosen: Chosen,
+    opened: Opened,
+    detected: Detected,
+    /// The run that begins.
+    started: Option<RunStarted>,
+    asks: bool,
+}
+
+impl Answer {
+    /// Everything of it, as it is kept with the halt.
+    fn records(&self, server: &Server) -> Result<Vec<NewRecord>, JournalError> {
+        let incident = server.incidents().first_record(&self.chosen, self.opened.clone())?;
+        // When it was found, rather than when the ledger came to it.
+        let detected = self.detected.record(self.detected.received_at)?;
+        let now = server.clock().now();
+        let started = self.started.as_ref().map(|started| started.record(now)).transpose()?;
+        Ok([Some(incident), Some(detected), started].into_iter().flatten().collect())
+    }
+}
+
+/// Whether a run of an incident is not over.
+pub(crate) fn is_running(server: &Server, incident: IncidentId) -> bool {
+    server.journal().read(|state| state.runs.open().any(|run| run.incident() == incident))
 }
 
 /// The run's first record, and the id of the halt that its first step gives.
@@ -215,7 +304,7 @@ fn begin(
     detection: &Detection,
     scope: &ScopeSet,
     incident: IncidentId,
-    run: RunId,
+    asks: bool,
 ) -> Option<(RunStarted, Option<OrderId>)> {
     let responder = server.responder();
     let session = scope.iter().find_map(|scope| match scope {
@@ -234,7 +323,7 @@ fn begin(
         .inspect_err(|error| tracing::error!(%error, "the playbook cannot be run"))
         .ok()?;
     let by = responder.actor.clone();
-    let started = responder.playbook.start(run, incident, &inputs, Mode::Live, false, by);
+    let started = responder.playbook.start(RunId::new(), incident, &inputs, Mode::Live, asks, by);
     let halt = halt_of(server, &started);
     Some((started, halt))
 }
@@ -249,53 +338,40 @@ fn halt_of(server: &Server, started: &RunStarted) -> Option<OrderId> {
     Some(OrderId::from_uuid(run.effect_id(index)))
 }
 
-async fn stop(
-    server: &Server,
-    detection: &Detection,
-    scope: ScopeSet,
-    incident: IncidentId,
-    halt: Option<OrderId>,
-) {
+async fn stop(server: &Server, scope: ScopeSet, halt: Option<OrderId>, answer: &Answer) {
     let order = Order {
         id: halt.unwrap_or_default(),
         scope,
-        reason: title(detection),
+        reason: answer.opened.title.raw().clone(),
         issued_by: server.responder().actor.clone(),
         issued_at: server.clock().now(),
-        incident: Some(incident),
+        incident: Some(answer.opened.id),
         tenant: None,
         body: OrderBody::Halt { until: None },
     };
-    match server.switchboard().give(order).await {
+    let follows = answer.records(server).unwrap_or_else(|error| {
+        tracing::error!(order = %order.id, %error, "what follows from a halt is not kept with it");
+        Vec::new()
+    });
+    match server.switchboard().give_with(order, follows).await {
         Ok(Ok(given)) => server.incidents().ordered(&given),
         Ok(Err(error)) => tracing::error!(%error, "a halt by detection was not taken"),
         Err(error) => tracing::error!(%error, "a halt by detection came too late"),
     }
 }
 
-async fn write(
-    server: &Server,
-    chosen: Chosen,
-    opened: Opened,
-    detected: Detected,
-    started: Option<RunStarted>,
-    asks: bool,
-) -> Result<(), JournalError> {
+async fn write(server: &Server, answer: Answer) -> Result<(), JournalError> {
+    let Answer { chosen, opened, detected, started, asks } = answer;
     let incident = chosen.id;
     let page = Page::ahead(&opened, asks);
     server.incidents().open(chosen, opened).await?;
     server.incidents().page(page);
-    let now = server.clock().now();
-    // When it was found, rather than when the ledger came to it.
-    let record = detected.record(detected.received_at)?;
-    server.journal().append(record).await?;
-    if let Some(started) = started {
-        // One run of the playbook for an incident at a time.
-        let running =
-            server.journal().read(|state| state.runs.open().any(|run| run.incident() == incident));
-        if !running {
-            server.journal().commit(RunStarted { asks, ..started }.record(now)?).await?;
-        }
+    server.journal().append(detected.record(detected.received_at)?).await?;
+    // Before the ledger was open, nobody could tell what was running.
+    if let Some(started) = started
+        && !is_running(server, incident)
+    {
+        server.journal().commit(started.record(server.clock().now())?).await?;
     }
     Ok(())
 }

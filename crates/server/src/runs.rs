@@ -291,6 +291,7 @@ async fn order(
     };
     if !given.repeated {
         server.incidents().ordered(&given);
+        server.responder().resumed([&given.order]);
     }
     loop {
         match server.switchboard().progress(id).await {

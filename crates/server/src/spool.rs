@@ -14,11 +14,11 @@ use std::{
     },
 };
 
-use estoppel_model::{OrderId, SignedOrder};
+use estoppel_model::{NewRecord, OrderId, SignedOrder};
 use estoppel_orderfile::{OrderSpool, RealFolder, Recovered};
 use tokio::sync::oneshot;
 
-use crate::StartError;
+use crate::{AtMoment, Moment, StartError};
 
 /// Orders that wait for the disk; more are in force without being kept, and say so.
 const QUEUE_MAX: usize = 10_000;
@@ -43,6 +43,7 @@ enum Job {
 struct Entry {
     id: OrderId,
     order: SignedOrder,
+    follows: Vec<NewRecord>,
     kept: oneshot::Sender<Result<(), SpoolError>>,
 }
 
@@ -63,7 +64,10 @@ impl Spool {
     /// # Errors
     /// When the file cannot be opened or read. A torn or broken line is a warning: the ledger has
     /// the order, too, and to refuse to start would be to stop nothing.
-    pub(crate) fn open(data: &Path) -> Result<(Self, Recovered), StartError> {
+    pub(crate) fn open(
+        data: &Path,
+        at_moment: Option<AtMoment>,
+    ) -> Result<(Self, Recovered), StartError> {
         let path = data.join(OrderSpool::<File>::FILE);
         let opened = OrderSpool::open(&RealFolder::at(data));
         let (spool, recovered) =
@@ -74,7 +78,7 @@ impl Spool {
             .name("order-spool".to_owned())
             .spawn({
                 let failing = Arc::clone(&failing);
-                move || Writer { path, spool, failing }.run(&entries)
+                move || Writer { path, spool, failing, at_moment }.run(&entries)
             })
             .map_err(StartError::Runtime)?;
         Ok((Self { queue, failing }, recovered))
@@ -97,14 +101,16 @@ impl Spool {
         }
     }
 
-    /// Keeps an order. Returns at once; the receiver learns when it is on disk.
+    /// Keeps an order with the records that follow from it. Returns at once; the receiver learns
+    /// when it is on disk.
     pub(crate) fn keep(
         &self,
         id: OrderId,
         order: SignedOrder,
+        follows: Vec<NewRecord>,
     ) -> oneshot::Receiver<Result<(), SpoolError>> {
         let (kept, receiver) = oneshot::channel();
-        let sent = self.queue.try_send(Job::Keep(Entry { id, order, kept }));
+        let sent = self.queue.try_send(Job::Keep(Entry { id, order, follows, kept }));
         if let Err(
             mpsc::TrySendError::Full(Job::Keep(entry))
             | mpsc::TrySendError::Disconnected(Job::Keep(entry)),
@@ -121,6 +127,7 @@ struct Writer {
     path: PathBuf,
     spool: OrderSpool<File>,
     failing: Arc<AtomicBool>,
+    at_moment: Option<AtMoment>,
 }
 
 impl Writer {
@@ -143,9 +150,19 @@ impl Writer {
         }
     }
 
+    fn pass(&self, moment: Moment<'_>) {
+        if let Some(at_moment) = &self.at_moment {
+            at_moment(moment);
+        }
+    }
+
     fn keep(&mut self, group: Vec<Entry>) {
-        let result = self.spool.append(group.iter().map(|entry| &entry.order));
-        let result = result.map_err(|error| error.to_string());
+        self.pass(Moment::OrderDue);
+        let orders = group.iter().map(|entry| (&entry.order, entry.follows.as_slice()));
+        let result = self.spool.append_with(orders).map_err(|error| error.to_string());
+        if result.is_ok() {
+            self.pass(Moment::OrderKept);
+        }
         self.failing.store(result.is_err(), Ordering::Relaxed);
         if let Err(reason) = &result {
             tracing::error!(path = %self.path.display(), reason, "orders are in force but not kept");
@@ -165,17 +182,17 @@ mod tests {
     fn keep(spool: &Spool, text: &str) {
         let order =
             SignedOrder { order: text.to_owned(), key: "k".to_owned(), signature: "s".to_owned() };
-        spool.keep(OrderId::new(), order).blocking_recv().unwrap().unwrap();
+        spool.keep(OrderId::new(), order, Vec::new()).blocking_recv().unwrap().unwrap();
     }
 
     #[test]
     fn what_was_kept_is_there_again() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, found) = Spool::open(dir.path()).unwrap();
+        let (spool, found) = Spool::open(dir.path(), None).unwrap();
         assert!(found.orders.is_empty());
         keep(&spool, "a\nb");
         keep(&spool, "c");
-        let (_, found) = Spool::open(dir.path()).unwrap();
+        let (_, found) = Spool::open(dir.path(), None).unwrap();
         let texts: Vec<_> = found.orders.iter().map(|order| order.order.as_str()).collect();
         assert_eq!(texts, ["a\nb", "c"]);
         assert!(found.warnings.is_empty());

@@ -24,7 +24,7 @@ use estoppel_killswitch::{
         Switch, SwitchConfig,
     },
 };
-use estoppel_model::{Clock, EnforcerId, Order, OrderId, SignedOrder};
+use estoppel_model::{Clock, EnforcerId, IncidentId, NewRecord, Order, OrderId, SignedOrder};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -67,6 +67,8 @@ pub(crate) struct Word {
     pub kind: EnforcerKind,
     pub name: String,
     pub confirmation: Confirmation,
+    /// The order's incident, where the order names one.
+    pub incident: Option<IncidentId>,
     /// How far the order has been carried out with it.
     pub count: HaltCount,
     /// When it came.
@@ -224,7 +226,17 @@ impl Switchboard {
 
     /// Gives an order that is not a release; in force and on its way when this resolves.
     pub(crate) async fn give(&self, order: Order) -> Result<Result<Given, SubmitError>, Ended> {
-        self.call(move |desk| desk.give(order)).await
+        self.give_with(order, Vec::new()).await
+    }
+
+    /// As [`Switchboard::give`]; the records that follow from the order are kept with it in the
+    /// spool, so that a process that ends before the ledger has them loses none.
+    pub(crate) async fn give_with(
+        &self,
+        order: Order,
+        follows: Vec<NewRecord>,
+    ) -> Result<Result<Given, SubmitError>, Ended> {
+        self.call(move |desk| desk.give(order, follows)).await
     }
 
     /// Puts orders in force that the ledger has.
@@ -360,7 +372,7 @@ impl Desk {
         report(violations);
     }
 
-    fn give(&mut self, order: Order) -> Result<Given, SubmitError> {
+    fn give(&mut self, order: Order, follows: Vec<NewRecord>) -> Result<Given, SubmitError> {
         let id = order.id;
         if let Some(order) =
             self.switch.orders().order(id).cloned().filter(|known| same(known, &order))
@@ -374,7 +386,7 @@ impl Desk {
         let in_force = self.switch.verdicts().in_force();
         let (submitted, effects) = self.switch.submit(signed, self.now())?;
         let violations = self.watch.submitted(&self.switch, in_force, &submitted, &effects);
-        self.carry_out(effects);
+        self.carry_out_with(effects, follows);
         report(violations);
         let (order, expected, repeated) = match submitted {
             Submitted::New { order, expected, .. } => (order, expected, false),
@@ -392,7 +404,7 @@ impl Desk {
         self.carry_out(effects);
         report(violations);
         if matches!(submitted, Submitted::New { .. }) {
-            self.persist(signed);
+            self.persist(signed, Vec::new());
         }
         Ok(())
     }
@@ -402,6 +414,11 @@ impl Desk {
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
+        self.carry_out_with(effects, Vec::new());
+    }
+
+    /// `follows` belongs to the one order that is among the effects.
+    fn carry_out_with(&mut self, effects: Vec<Effect>, mut follows: Vec<NewRecord>) {
         let mut leases_over = false;
         for effect in effects {
             match effect {
@@ -417,7 +434,7 @@ impl Desk {
                         self.send(connection, message);
                     }
                 }
-                Effect::Persist(signed) => self.persist(signed),
+                Effect::Persist(signed) => self.persist(signed, std::mem::take(&mut follows)),
                 Effect::Close { connection, reason } => {
                     tracing::info!(connection = connection.0, reason, "a stream is ended");
                     self.queues.remove(&connection);
@@ -458,11 +475,14 @@ impl Desk {
     fn confirmed(&self, enforcer: EnforcerId, confirmation: Confirmation, count: HaltCount) {
         let Some(state) = self.switch.enforcer(enforcer) else { return };
         let (kind, name, at) = (state.kind, state.name.clone(), Instant::now());
+        let order = self.switch.orders().order(confirmation.order);
+        let incident = order.and_then(|order| order.incident);
         self.tell(News::Confirmed(Box::new(Word {
             enforcer,
             kind,
             name,
             confirmation,
+            incident,
             count,
             at,
         })));
@@ -477,12 +497,12 @@ impl Desk {
         }
     }
 
-    fn persist(&mut self, signed: SignedOrder) {
+    fn persist(&mut self, signed: SignedOrder, follows: Vec<NewRecord>) {
         // What is in force was parsed before.
         let Ok(order) = signed.parse() else { return };
         let (durable, follow) = watch::channel(Durable::No);
         self.durable.insert(order.id, follow);
-        let kept = self.spool.keep(order.id, signed.clone());
+        let kept = self.spool.keep(order.id, signed.clone(), follows);
         let at = Instant::now();
         self.tell(News::Accepted(Accepted { id: order.id, at, signed, kept, durable }));
         // Nobody may follow.

@@ -1,5 +1,7 @@
 //! `POST /v1/events`: audit and network events, acknowledged when they are on disk.
 
+use std::time::Duration;
+
 use axum::{Json, body::Body, extract::State};
 use estoppel_api::{EVENTS_BYTES_MAX, IngestReport, Problem, Rejected, Role};
 use estoppel_eventlog::AppendError;
@@ -16,6 +18,8 @@ use crate::{Server, token::Identity};
 const EVENTS_MAX: usize = 50_000;
 /// Most refusals that an answer lists; all are counted.
 const REJECTED_MAX: usize = 100;
+/// How long an answer waits for what was detected to be in the ledger.
+const FOUND_WAIT: Duration = Duration::from_secs(1);
 
 /// Takes events: a JSON array, or one JSON object a line (NDJSON).
 ///
@@ -62,7 +66,7 @@ pub(crate) async fn post(
             report.rejected_count
         )));
     }
-    server.responder().observe(&mut events);
+    let found = server.responder().observe(&mut events);
     let log = server.events()?;
     let kept = log.append(events).await.map_err(|error| match error {
         AppendError::Full
@@ -71,6 +75,9 @@ pub(crate) async fn post(
         | AppendError::Poisoned { .. } => Failure::Unavailable(error.to_string()),
         AppendError::Encode { .. } => Failure::internal(error),
     })?;
+    // What was detected is in memory alone until its incident is in the ledger: a sender that has
+    // its answer does not send again. A ledger that does not answer holds up nobody's events.
+    let _ = tokio::time::timeout(FOUND_WAIT, found.recorded()).await;
     report.accepted = kept.accepted + kept.duplicates;
     report.duplicates = kept.duplicates;
     server.metrics().events_accepted.inc_by(kept.accepted as u64);

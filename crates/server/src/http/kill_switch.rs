@@ -133,7 +133,8 @@ async fn give(
         tenant,
         body: wish.body,
     };
-    let given = match server.switchboard().give(order).await {
+    let follows = server.incidents().follows(&order, &chosen);
+    let given = match server.switchboard().give_with(order, follows).await {
         Ok(Ok(given)) => given,
         Ok(Err(error)) => {
             server.incidents().forget(chosen);
