@@ -106,7 +106,7 @@ steps:
 ";
 
 /// The moments are dealt to so many tests, which go on beside each other.
-const HANDS: usize = 4;
+const HANDS: usize = 8;
 
 type Test = (String, Box<dyn Fn()>);
 
