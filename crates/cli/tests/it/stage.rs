@@ -60,10 +60,6 @@ impl Server {
 
     /// As [`Server::at`], in an environment with more variables.
     pub(crate) fn at_in(data: &Path, variables: &[(&str, &str)]) -> Self {
-        Self::listening(data, "127.0.0.1:0", variables)
-    }
-
-    fn listening(data: &Path, listen: &str, variables: &[(&str, &str)]) -> Self {
         let config = data.with_file_name("estoppel.toml");
         let mut command = Command::new(env!("CARGO_BIN_EXE_estoppel"));
         let listen = variables.iter().find(|(name, _)| *name == LISTEN);
@@ -111,7 +107,7 @@ impl Server {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         let result = meanwhile();
-        let mut server = Self::listening(&self.data, self.address(), &[]);
+        let mut server = Self::at_in(&self.data, &[(LISTEN, self.address())]);
         server.folder = self.folder.take();
         (server, result)
     }
