@@ -32,6 +32,14 @@ fn incident_of(server: &Server, order: &str) -> Option<Value> {
     })
 }
 
+/// Whether a whole capture has arrived: the manifest comes after its items.
+fn is_delivered(incident: &Value) -> bool {
+    let sealed = |item: &Value| {
+        item["item"].as_str().is_some_and(|id| id.starts_with("manifest of capture"))
+    };
+    incident["evidence"].as_array().is_some_and(|evidence| evidence.iter().any(sealed))
+}
+
 /// Each item of an incident's evidence is there, and is what its hash says.
 fn check_evidence(server: &Server, incident: &Value) {
     let evidence = incident["evidence"].as_array().unwrap();
@@ -81,11 +89,7 @@ fn real_a_local_halt_gets_its_incident_and_its_evidence_when_the_server_is_back(
     let order = halted[0]["order"].as_str().unwrap().to_owned();
     let incident = wait_for("the evidence in the halt's incident", || {
         let incident = incident_of(&server, &order)?;
-        let evidence = incident["evidence"].as_array()?;
-        let sealed = |item: &Value| {
-            item["item"].as_str().is_some_and(|id| id.starts_with("manifest of capture"))
-        };
-        evidence.iter().any(sealed).then_some(incident)
+        is_delivered(&incident).then_some(incident)
     });
     check_evidence(&server, &incident);
     let manifest = incident["evidence"].as_array().unwrap().iter().find_map(|item| {
@@ -209,7 +213,7 @@ fn real_a_playbook_outlasts_the_servers_death() {
     assert_eq!(halts.len(), 1, "{state}");
     let incident = wait_for("the evidence", || {
         let incident = incident_of(&server, halts[0]["id"].as_str()?)?;
-        incident["evidence"].as_array().is_some_and(|all| !all.is_empty()).then_some(incident)
+        is_delivered(&incident).then_some(incident)
     });
     check_evidence(&server, &incident);
 }
