@@ -51,10 +51,13 @@ impl<D: Folder> OrderCache<D> {
         }
         let content = file.read()?;
         let found = read(&content);
+        // It may be in memory only: see `AppendFile::rewrite`.
+        file.rewrite(&content)?;
         if !content.is_empty() && !content.ends_with(b"\n") {
             // What is appended must not become part of the torn line.
             file.append(b"\n")?;
         }
+        file.sync()?;
         // The file's name must outlast a power cut, too.
         folder.sync()?;
         Ok((Self { folder, file: Some(file) }, found))

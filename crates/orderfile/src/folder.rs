@@ -52,6 +52,14 @@ pub trait AppendFile {
     /// As the file system's.
     fn read(&mut self) -> io::Result<Vec<u8>>;
 
+    /// Writes from the beginning what [`AppendFile::read`] has given, so that the next sync writes it
+    /// to the disk. What was read may be in memory only: after a failed fsync the kernel takes its
+    /// pages for written, also for the process that comes next.
+    ///
+    /// # Errors
+    /// As the file system's.
+    fn rewrite(&mut self, content: &[u8]) -> io::Result<()>;
+
     /// Writes at the end; after an error a part may be there.
     ///
     /// # Errors
@@ -89,7 +97,9 @@ impl Folder for RealFolder {
 
     fn open(&self, name: &str) -> io::Result<File> {
         let mut options = fs::OpenOptions::new();
-        options.read(true).append(true).create(true).mode(0o600).open(self.path.join(name))
+        // Not for appending: Linux then appends what is written again, too.
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.open(self.path.join(name))
     }
 
     fn create(&self, name: &str) -> io::Result<File> {
@@ -118,7 +128,13 @@ impl AppendFile for File {
         Ok(content)
     }
 
+    fn rewrite(&mut self, content: &[u8]) -> io::Result<()> {
+        self.rewind()?;
+        self.write_all(content)
+    }
+
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.seek(io::SeekFrom::End(0))?;
         self.write_all(bytes)
     }
 

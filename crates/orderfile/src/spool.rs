@@ -5,7 +5,7 @@
 //!
 //! A write that fails, as on a full disk, is undone, and the next may succeed. An fsync that fails
 //! poisons the file for good: what the kernel then holds is not known, and asking again would be
-//! answered with a lie.
+//! answered with a lie. That lie outlasts the process: so what a start has read it writes again.
 //!
 //! With an order may stand the records that follow from it (its incident, the detection, the run of
 //! a playbook), in the same line: whatever has the halt has these, too, and a process that ends
@@ -96,6 +96,7 @@ impl<F: AppendFile> OrderSpool<F> {
         let mut file = folder.open(FILE)?;
         let content = file.read()?;
         let recovered = recover(&content);
+        file.rewrite(&content)?;
         // A torn line was never acknowledged; a new one must not be glued to it.
         let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         match content.get(whole..) {
