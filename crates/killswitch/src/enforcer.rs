@@ -109,6 +109,7 @@ impl Enforcer {
             }
         }
         this.restored = this.orders.in_force().cloned().collect();
+        this.restored.sort_unstable_by_key(|order| order.id);
         (this, wrong)
     }
 
@@ -187,13 +188,15 @@ impl Enforcer {
         self.phase == Phase::InSync
     }
 
-    /// Everything that is to be kept over a restart.
+    /// Everything that is to be kept over a restart, in an order that owes nothing to chance.
     pub fn kept(&self) -> Kept {
+        let mut orders: Vec<SignedOrder> = self.orders.iter().cloned().collect();
+        orders.sort_unstable_by(|one, other| one.order.cmp(&other.order));
         Kept {
             server_key: self.server_key.clone(),
             tenant: self.tenant.clone(),
             checkpoint: self.checkpoint.clone(),
-            orders: self.orders.iter().cloned().collect(),
+            orders,
         }
     }
 

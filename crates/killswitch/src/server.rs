@@ -104,6 +104,8 @@ struct Connection {
     phase: Phase,
     /// Halts of the enforcer's own key that came on this connection.
     handed_back: usize,
+    /// The last ping, while leases are held back.
+    held: Option<u64>,
 }
 
 impl Connection {
@@ -132,6 +134,8 @@ pub struct Switch {
     enforcers: BTreeMap<EnforcerId, EnforcerState>,
     board: Board,
     staleness: Duration,
+    /// No ping is answered.
+    holds_leases: bool,
     checkpoint: Option<String>,
 }
 
@@ -168,6 +172,7 @@ impl Switch {
             enforcers: BTreeMap::new(),
             board: Board::default(),
             staleness: Duration::ZERO,
+            holds_leases: false,
             checkpoint: None,
         };
         (this, wrong)
@@ -217,6 +222,7 @@ impl Switch {
                     audience,
                     phase: Phase::Connected,
                     handed_back: 0,
+                    held: None,
                 };
                 self.connections.insert(connection, entry);
             }
@@ -236,6 +242,27 @@ impl Switch {
     /// Sets how old this node's own knowledge of the ledger is; leases are shorter by it.
     pub const fn set_staleness(&mut self, staleness: Duration) {
         self.staleness = staleness;
+    }
+
+    /// From now on no ping is answered: this node may lack orders that the ledger has, and whoever
+    /// gets a lease may act upon their absence. Orders are taken and broadcast all the same.
+    pub const fn hold_leases(&mut self) {
+        self.holds_leases = true;
+    }
+
+    /// This node has what the ledger has: answers the pings that waited, behind all orders.
+    pub fn grant_leases(&mut self, now: Now) -> Vec<Effect> {
+        self.holds_leases = false;
+        let held: Vec<(ConnectionId, EnforcerId, u64)> = self
+            .connections
+            .iter_mut()
+            .filter_map(|(id, connection)| {
+                Some((*id, connection.enforcer()?, connection.held.take()?))
+            })
+            .collect();
+        held.into_iter()
+            .map(|(id, enforcer, nonce)| self.answer(id, enforcer, nonce, now))
+            .collect()
     }
 
     /// Sets the ledger's checkpoint, a C2SP signed note, that enforcers are given at hello.
@@ -349,14 +376,12 @@ impl Switch {
                 self.handed_back(id, orders, now, effects);
             }
             (ToServer::Ping { nonce }, Phase::InSync(enforcer)) => {
-                let staleness = self.staleness;
-                let staleness_ms = u64::try_from(staleness.as_millis()).unwrap_or(u64::MAX);
-                if let Some(state) = self.enforcers.get_mut(enforcer) {
-                    let until = now.boot + self.config.lease.saturating_sub(staleness);
-                    state.lease_until = state.lease_until.max(Some(until));
+                let enforcer = *enforcer;
+                if !self.holds_leases {
+                    effects.push(self.answer(id, enforcer, nonce, now));
+                } else if let Some(connection) = self.connections.get_mut(&id) {
+                    connection.held = Some(nonce);
                 }
-                let frame = ToEnforcer::Pong { nonce, staleness_ms };
-                effects.push(Effect::Send { connection: id, frame });
             }
             (ToServer::Confirm(confirmation), Phase::Syncing(_) | Phase::InSync(_)) => {
                 let state = enforcer.and_then(|enforcer| self.enforcers.get(&enforcer));
@@ -376,6 +401,19 @@ impl Switch {
                 close(id, "a frame that does not belong here", effects);
             }
         }
+    }
+
+    /// Answers a ping, which gives a lease.
+    fn answer(&mut self, id: ConnectionId, enforcer: EnforcerId, nonce: u64, now: Now) -> Effect {
+        // Rounded up: a lease may be shorter than it could be, never longer.
+        let staleness_ms = self.staleness.as_nanos().div_ceil(1_000_000);
+        let staleness_ms = u64::try_from(staleness_ms).unwrap_or(u64::MAX);
+        if let Some(state) = self.enforcers.get_mut(&enforcer) {
+            let until = now.boot + self.config.lease.saturating_sub(self.staleness);
+            state.lease_until = state.lease_until.max(Some(until));
+        }
+        let frame = ToEnforcer::Pong { nonce, staleness_ms };
+        Effect::Send { connection: id, frame }
     }
 
     fn disconnected(&mut self, id: ConnectionId) {

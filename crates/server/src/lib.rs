@@ -83,6 +83,10 @@ const PULSE_MAX: Duration = Duration::from_secs(1);
 /// How long each log may take to reach the disk then.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
 
+/// Absence never releases: the spool may be lost, an old copy, or may have been full.
+const NO_LEASES: &str = "no leases are given, and agents refuse when theirs are over: without the \
+                         ledger nobody knows whether halts are missing here; mend it and restart";
+
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -463,11 +467,15 @@ impl Server {
         };
         if ledger {
             feed::reconcile(&self, spooled).await;
+            // The switchboard ends with the process only.
+            let _ = self.switchboard().grant_leases().await;
             http::tokens::reconcile(&self).await;
             // Before anything of a run goes on, and before there are new ones.
             let (draining, journal) = (self.0.draining.clone(), self.0.journal.clone());
             self.0.tasks.spawn(journal.follow(draining));
             resume::take_up(&self, follows).await;
+        } else {
+            self.warn(NO_LEASES.to_owned());
         }
         let inner = Arc::clone(&self.0);
         let opened = tokio::task::spawn_blocking(move || {

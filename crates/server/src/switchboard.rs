@@ -164,7 +164,9 @@ impl Switchboard {
             .iter()
             .filter_map(|signed| Some((signed.parse().ok()?.id, watch::channel(Durable::Node).1)))
             .collect();
-        let (switch, wrong) = Switch::new(config, Box::new(notary.clone()), kept);
+        let (mut switch, wrong) = Switch::new(config, Box::new(notary.clone()), kept);
+        // The spool may be lost, an old copy, or may have been full: only the ledger knows.
+        switch.hold_leases();
         if wrong > 0 {
             tracing::error!(wrong, "orders of the spool contradict one another or cannot be read");
         }
@@ -301,6 +303,15 @@ impl Switchboard {
             desk.waiting.insert(id, done);
             desk.carry_out(vec![effect]);
             Some(outcome)
+        })
+        .await
+    }
+
+    /// Gives leases from now on: what the ledger has is in force here.
+    pub(crate) async fn grant_leases(&self) -> Result<(), Ended> {
+        self.call(|desk| {
+            let effects = desk.switch.grant_leases(desk.now());
+            desk.carry_out(effects);
         })
         .await
     }

@@ -89,8 +89,8 @@ impl EnforcerWatch {
             let ended = released.len();
             observe(Observation::InForce { before: in_force, came, ended, after });
         }
-        self.started = true;
-        words(enforcer, &effects).for_each(observe);
+        let first = !std::mem::replace(&mut self.started, true);
+        words(enforcer, &effects, first).for_each(observe);
         for effect in &effects {
             if let Effect::Send(ToServer::Ping { nonce }) = effect {
                 if self.pings.len() == PINGS_MAX {
@@ -142,8 +142,13 @@ fn released(effects: &[Effect]) -> Vec<(OrderId, bool)> {
     ended.into_iter().map(|order| (order, named.contains(&order))).collect()
 }
 
-/// What the step said of orders, and what it did before it had published those that came.
-fn words(enforcer: &Enforcer, effects: &[Effect]) -> impl Iterator<Item = Observation> {
+/// What the step said of orders, and what it did before it had published those that came. The first
+/// step tells of kept orders, too, which were published before.
+fn words(
+    enforcer: &Enforcer,
+    effects: &[Effect],
+    first: bool,
+) -> impl Iterator<Item = Observation> {
     let came = effects.iter().any(|effect| matches!(effect, Effect::Keep(Keep::Order(_))));
     let published = effects.iter().position(|effect| matches!(effect, Effect::Publish));
     let late = move |at: usize| came && published.is_none_or(|published| at < published);
@@ -152,7 +157,7 @@ fn words(enforcer: &Enforcer, effects: &[Effect]) -> impl Iterator<Item = Observ
             let known = enforcer.orders().order(word.order).is_some();
             Some(Observation::Said { order: word.order, refuses: known && !late(at) })
         }
-        Effect::Ordered(order) if came => Some(Observation::Taken {
+        Effect::Ordered(order) if came && !first => Some(Observation::Taken {
             order: order.id,
             waited_for: late(at).then_some("it was acted upon"),
         }),

@@ -554,3 +554,41 @@ fn assert_counted(switch: &Switch, order: OrderId, progress: &HaltProgress) {
     };
     assert_eq!(switch.count(order), Some(expect));
 }
+
+/// Invariant *starting-always-does*: a node that may lack what the ledger has lets nobody go, and
+/// takes orders all the same. The answer comes behind them.
+#[test]
+fn leases_wait_for_the_ledger_and_halts_do_not() {
+    let mut switch = switch();
+    switch.hold_leases();
+    let enforcer = join(&mut switch, 1, identity("a", None), 1_000);
+    let alive =
+        |switch: &Switch, millis| switch.enforcer(enforcer).unwrap().is_alive(at(millis).boot);
+    assert!(sent(&frame(&mut switch, 1, ToServer::Ping { nonce: 7 }, 2_000), 1).is_empty());
+    assert!(!alive(&switch, 2_000));
+    let (_, effects) = switch.submit(signed(&halt(1, &["global"])), at(2_500)).unwrap();
+    assert_eq!(orders_sent(&effects, 1), [signed(&halt(1, &["global"]))]);
+
+    // Of two pings the last is answered, once; who has gone is not.
+    let gone = join(&mut switch, 2, identity("b", None), 2_600);
+    switch.step(Input::Disconnected { connection: ConnectionId(2) }, at(2_700));
+    assert!(sent(&frame(&mut switch, 1, ToServer::Ping { nonce: 8 }, 3_000), 1).is_empty());
+    let effects = switch.grant_leases(at(4_000));
+    assert_eq!(sent(&effects, 1), [&ToEnforcer::Pong { nonce: 8, staleness_ms: 0 }]);
+    assert_eq!(effects.len(), 1, "{effects:?}");
+    assert!(alive(&switch, 18_999) && !alive(&switch, 19_000));
+    assert!(!switch.enforcer(gone).unwrap().is_alive(at(4_000).boot));
+    assert!(switch.grant_leases(at(5_000)).is_empty());
+    let effects = frame(&mut switch, 1, ToServer::Ping { nonce: 9 }, 6_000);
+    assert_eq!(sent(&effects, 1), [&ToEnforcer::Pong { nonce: 9, staleness_ms: 0 }]);
+}
+
+/// A part of a millisecond is rounded so that leases are shorter, never longer.
+#[test]
+fn staleness_is_rounded_up() {
+    let mut switch = switch();
+    join(&mut switch, 1, identity("a", None), 1_000);
+    switch.set_staleness(Duration::from_micros(1_001));
+    let effects = frame(&mut switch, 1, ToServer::Ping { nonce: 7 }, 2_000);
+    assert_eq!(sent(&effects, 1), [&ToEnforcer::Pong { nonce: 7, staleness_ms: 2 }]);
+}
