@@ -97,7 +97,8 @@ fn only_the_binary_uses_the_server() {
     for (name, uses) in real(&[DependencyKind::Normal, DependencyKind::Build]) {
         assert!(name == "cli" || !uses.contains("server"), "`{name}` uses `server`");
         assert!(!uses.contains("cli"), "`{name}` uses the binary");
-        assert!(!uses.contains("testkit"), "`{name}` ships `testkit`");
+        assert!(name == "simulation" || !uses.contains("testkit"), "`{name}` ships `testkit`");
+        assert!(!uses.contains("simulation"), "`{name}` ships the simulation");
     }
 }
 

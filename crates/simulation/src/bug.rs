@@ -1,0 +1,134 @@
+//! Bugs that are planted on purpose, to see that the simulation finds them.
+//!
+//! Each sits between a production state machine and the world, where it has the effect that the
+//! same mistake inside of the machine would have: on what enforcement code sees, on what is sent
+//! when, on what a start begins with, on what reaches the disk.
+
+use std::time::Duration;
+
+use estoppel_killswitch::{Now, OrderSet, Verdicts, enforcer::Enforcer, invariant::Invariant};
+use estoppel_model::{Boottime, Order, OrderBody, OrderId};
+
+/// A planted bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// A release ends all halts at its scopes.
+    ReleaseEndsOthers,
+    /// An enforcer extends its lease by itself.
+    LeaseWithoutContact,
+    /// A lease counts from the arrival of the answer.
+    LeaseFromArrival,
+    /// A server starts without its spool.
+    SpoolForgotten,
+    /// An enforcer confirms, and lets enforcement code know a moment later.
+    ConfirmedTooEarly,
+    /// At a new connection an enforcer takes the server's orders for all that there are.
+    SnapshotTrusted,
+    /// A server that is behind the ledger gives full leases.
+    StalenessIgnored,
+    /// An enforcer ends a halt when its time is over.
+    HaltExpires,
+    /// Nobody syncs.
+    SyncRemoved,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::ReleaseEndsOthers,
+        Self::LeaseWithoutContact,
+        Self::LeaseFromArrival,
+        Self::SpoolForgotten,
+        Self::ConfirmedTooEarly,
+        Self::SnapshotTrusted,
+        Self::StalenessIgnored,
+        Self::HaltExpires,
+        Self::SyncRemoved,
+    ];
+
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ReleaseEndsOthers => "release-ends-others",
+            Self::LeaseWithoutContact => "lease-without-contact",
+            Self::LeaseFromArrival => "lease-from-arrival",
+            Self::SpoolForgotten => "spool-forgotten",
+            Self::ConfirmedTooEarly => "confirmed-too-early",
+            Self::SnapshotTrusted => "snapshot-trusted",
+            Self::StalenessIgnored => "staleness-ignored",
+            Self::HaltExpires => "halt-expires",
+            Self::SyncRemoved => "sync-removed",
+        }
+    }
+
+    /// The invariant that it breaks.
+    pub const fn breaks(self) -> Invariant {
+        match self {
+            Self::ReleaseEndsOthers | Self::SnapshotTrusted | Self::HaltExpires => {
+                Invariant::StartingAlwaysDoes
+            }
+            Self::LeaseWithoutContact | Self::LeaseFromArrival | Self::StalenessIgnored => {
+                Invariant::Lease
+            }
+            Self::ConfirmedTooEarly => Invariant::Confirmed,
+            Self::SpoolForgotten | Self::SyncRemoved => Invariant::AcknowledgedIsKept,
+        }
+    }
+}
+
+/// What enforcement code is shown of an enforcer's orders, with the bug or without. `snapshot` is
+/// what the server had at the last connection.
+pub(crate) fn verdicts(
+    planted: Option<Bug>,
+    enforcer: &Enforcer,
+    snapshot: Option<&[OrderId]>,
+    now: Now,
+) -> Verdicts {
+    let left_out: Box<dyn Fn(&Order) -> bool> = match planted {
+        Some(Bug::ReleaseEndsOthers) => {
+            let releases: Vec<Order> = enforcer
+                .orders()
+                .iter()
+                .filter_map(|signed| signed.parse().ok())
+                .filter(|order| matches!(order.body, OrderBody::Release { .. }))
+                .collect();
+            Box::new(move |order| {
+                let shares = |release: &Order| {
+                    release.scope.iter().any(|scope| order.scope.iter().any(|own| own == scope))
+                };
+                releases.iter().any(|release| order.id < release.id && shares(release))
+            })
+        }
+        Some(Bug::SnapshotTrusted) => {
+            let snapshot = snapshot.map(<[OrderId]>::to_vec);
+            Box::new(move |order| snapshot.as_ref().is_some_and(|ids| !ids.contains(&order.id)))
+        }
+        Some(Bug::HaltExpires) => Box::new(
+            move |order| matches!(order.body, OrderBody::Halt { until: Some(until) } if until <= now.wall),
+        ),
+        _ => return enforcer.verdicts().clone(),
+    };
+    let mut shown = OrderSet::default();
+    for order in enforcer.orders().in_force().filter(|order| !left_out(order)) {
+        let signed = enforcer.orders().signed(order.id).expect("what is in force is signed");
+        shown.insert_or_refuse(signed.clone()).expect("it was read before");
+    }
+    shown.verdicts().clone()
+}
+
+/// Until when enforcement code takes the lease to hold.
+pub(crate) fn lease_until(
+    planted: Option<Bug>,
+    real: Option<Boottime>,
+    shown: Option<Boottime>,
+    answered: bool,
+    lease: Duration,
+    now: Now,
+) -> Option<Boottime> {
+    match planted {
+        Some(Bug::LeaseWithoutContact) => real.map(|_| now.boot + lease),
+        Some(Bug::LeaseFromArrival) if answered => real.map(|_| now.boot + lease),
+        Some(Bug::LeaseFromArrival) => shown.max(real),
+        _ => real,
+    }
+}
