@@ -33,7 +33,7 @@ use self::progress::Board;
 pub use self::{
     hand_back::{HANDED_BACK_MAX, LOCAL_ACTOR_PREFIX},
     io::{ConnectionId, Effect, Identity, Input, SubmitError, Submitted},
-    progress::{EnforcerProgress, HaltCount, HaltProgress, Reached},
+    progress::{EnforcerProgress, HaltCount, HaltProgress, Listing, Reached},
     release::{RELEASED_MAX, ReleaseError, ReleasePlan},
 };
 use crate::{
@@ -296,7 +296,18 @@ impl Switch {
 
     /// Who has confirmed an order. `None` for one that is not known, or so old that nobody asks.
     pub fn progress(&self, order: OrderId, now: Now) -> Option<HaltProgress> {
-        self.board.progress(order, &self.orders, &self.enforcers, now)
+        self.progress_listing(order, now, Listing::All)
+    }
+
+    /// As [`Switch::progress`], with fewer enforcers listed: what many look at must not cost the
+    /// thread that gives orders a copy of 10,000 words each time.
+    pub fn progress_listing(
+        &self,
+        order: OrderId,
+        now: Now,
+        listing: Listing,
+    ) -> Option<HaltProgress> {
+        self.board.progress(order, &self.orders, &self.enforcers, now, listing)
     }
 
     /// How far an order has been carried out, in numbers; `None` as for [`Switch::progress`].

@@ -85,8 +85,22 @@ pub struct HaltProgress {
     pub settled: usize,
     /// Of those, how many did not confirm and whose lease is over.
     pub by_lease: usize,
-    /// Each enforcer's word, by id.
+    /// Of those, how many only observe: they stop nothing.
+    pub observing: usize,
+    /// Enforcers that have a word here, listed or not.
+    pub words: usize,
+    /// Each enforcer's word, as the [`Listing`] says.
     pub enforcers: Vec<EnforcerProgress>,
+}
+
+/// Which enforcers' words are listed. The counts are over all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listing {
+    /// All, by id.
+    All,
+    /// At most so many: those that are still waited for first, then the expected ones, each part
+    /// by name.
+    OpenFirst(usize),
 }
 
 impl HaltProgress {
@@ -171,14 +185,21 @@ impl Member {
         HaltCount {
             expected: one(true),
             refusing: one(self.refuses()),
-            settled: one(self.refuses() && self.settled.is_some()),
+            settled: one(self.has_settled()),
             by_lease: one(self.lapsed && self.refusing.is_none()),
         }
     }
 
     fn refuses(&self) -> bool {
-        let observes = self.settlement.as_ref().is_some_and(|settlement| settlement.observed_only);
-        self.refusing.is_some() && !observes
+        self.refusing.is_some() && !self.observes()
+    }
+
+    fn observes(&self) -> bool {
+        self.settlement.as_ref().is_some_and(|settlement| settlement.observed_only)
+    }
+
+    fn has_settled(&self) -> bool {
+        self.refuses() && self.settled.is_some()
     }
 }
 
@@ -289,16 +310,31 @@ impl Board {
         orders: &OrderSet,
         enforcers: &BTreeMap<EnforcerId, EnforcerState>,
         now: Now,
+        listing: Listing,
     ) -> Option<HaltProgress> {
         let tracked = self.orders.get(&order)?;
-        let words: Vec<EnforcerProgress> = tracked
+        let mut rows: Vec<Row<'_>> = tracked
             .members
             .iter()
             .map(|(id, member)| {
                 let live = enforcers.get(id).and_then(|state| state.lease_until);
-                word(*id, member, live.or(member.lease_until), now)
+                Row::new(*id, member, live.or(member.lease_until), now)
             })
             .collect();
+        let count = |is: fn(&Row<'_>) -> bool| {
+            rows.iter().filter(|row| row.member.expected && is(row)).count()
+        };
+        let by_lease = count(|row| row.by_lease);
+        let observing = count(|row| row.member.observes());
+        let words = rows.len();
+        if let Listing::OpenFirst(most) = listing {
+            // The few that are listed are found without sorting the many.
+            if (1..words).contains(&most) {
+                rows.select_nth_unstable_by(most - 1, Row::open_first);
+            }
+            rows.truncate(most);
+            rows.sort_unstable_by(Row::open_first);
+        }
         Some(HaltProgress {
             order: Arc::clone(orders.order(order)?),
             accepted_at: tracked.accepted.wall,
@@ -306,31 +342,56 @@ impl Board {
             expected: tracked.count.expected,
             refusing: tracked.count.refusing,
             settled: tracked.count.settled,
-            by_lease: words.iter().filter(|word| word.expected && word.by_lease).count(),
-            enforcers: words,
+            by_lease,
+            observing,
+            words,
+            enforcers: rows.iter().map(|row| row.word(now)).collect(),
         })
     }
 }
 
-fn word(
-    enforcer: EnforcerId,
-    member: &Member,
+/// An enforcer's word as it stands now.
+struct Row<'a> {
+    id: EnforcerId,
+    member: &'a Member,
     lease_until: Option<Boottime>,
-    now: Now,
-) -> EnforcerProgress {
-    let over = lease_until.is_none_or(|until| until <= now.boot);
-    EnforcerProgress {
-        enforcer,
-        name: member.name.clone(),
-        kind: member.kind,
-        witness: member.kind != EnforcerKind::Guard,
-        expected: member.expected,
-        unsupported: member.unsupported,
-        refusing: member.refusing,
-        settled: member.settled,
-        settlement: member.settlement.as_deref().cloned().unwrap_or_default(),
-        lease_until: lease_until.map(|until| wall(until, now)),
-        by_lease: (over || member.lapsed) && member.refusing.is_none(),
+    by_lease: bool,
+}
+
+impl<'a> Row<'a> {
+    fn new(id: EnforcerId, member: &'a Member, lease_until: Option<Boottime>, now: Now) -> Self {
+        let over = lease_until.is_none_or(|until| until <= now.boot);
+        let by_lease = (over || member.lapsed) && member.refusing.is_none();
+        Self { id, member, lease_until, by_lease }
+    }
+
+    /// Whether it is still waited for.
+    fn is_open(&self) -> bool {
+        self.member.expected && !self.by_lease && !self.member.has_settled()
+    }
+
+    fn open_first(one: &Self, other: &Self) -> std::cmp::Ordering {
+        let rank = |row: &Self| (!row.is_open(), !row.member.expected);
+        rank(one)
+            .cmp(&rank(other))
+            .then_with(|| (&one.member.name, one.id).cmp(&(&other.member.name, other.id)))
+    }
+
+    fn word(&self, now: Now) -> EnforcerProgress {
+        let member = self.member;
+        EnforcerProgress {
+            enforcer: self.id,
+            name: member.name.clone(),
+            kind: member.kind,
+            witness: member.kind != EnforcerKind::Guard,
+            expected: member.expected,
+            unsupported: member.unsupported,
+            refusing: member.refusing,
+            settled: member.settled,
+            settlement: member.settlement.as_deref().cloned().unwrap_or_default(),
+            lease_until: self.lease_until.map(|until| wall(until, now)),
+            by_lease: self.by_lease,
+        }
     }
 }
 

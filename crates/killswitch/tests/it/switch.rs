@@ -10,7 +10,8 @@ use estoppel_killswitch::{
     },
     server::{
         ConnectionId, Effect, EnforcerProgress, EnforcerState, HANDED_BACK_MAX, HaltCount,
-        HaltProgress, Identity, Input, ReleaseError, SubmitError, Submitted, Switch, SwitchConfig,
+        HaltProgress, Identity, Input, Listing, ReleaseError, SubmitError, Submitted, Switch,
+        SwitchConfig,
     },
 };
 use estoppel_model::{
@@ -218,6 +219,9 @@ fn confirmations_count_for_those_who_were_there() {
         (progress.expected, progress.refusing, progress.settled, progress.by_lease),
         (2, 1, 1, 1)
     );
+    let counted = switch.progress_listing(halt.id, at(15_001), Listing::OpenFirst(0)).unwrap();
+    assert_eq!((counted.expected, counted.settled, counted.words), (2, 1, 3));
+    assert!(counted.enforcers.is_empty());
     assert_eq!(progress.enforcers[0].settlement.steps_cancelled, 1);
     assert!(progress.enforcers[1].by_lease && !progress.enforcers[1].witness);
     assert_eq!(progress.enforcers[1].lease_until, Some(at(15_000).wall));
@@ -227,6 +231,31 @@ fn confirmations_count_for_those_who_were_there() {
     let later = switch.progress(halt.id, at(60_000)).unwrap();
     assert_counted(&switch, halt.id, &later);
     assert_eq!(later.enforcers[1].lease_until, Some(at(15_000).wall), "but not its lease's end");
+}
+
+/// K7: however many there are, who is still waited for is listed first.
+#[test]
+fn those_who_are_waited_for_are_listed_first() {
+    let mut switch = switch();
+    let all: Vec<_> = (1..=9)
+        .map(|n| join(&mut switch, n, identity(&format!("enforcer-{n}"), None), 0))
+        .collect();
+    let halt = halt(1, &["session:a"]);
+    submit(&mut switch, &halt, 1_000);
+    for n in (1..=9).filter(|n| *n != 4 && *n != 8) {
+        frame(&mut switch, n, refusing(halt.id), 1_010);
+        frame(&mut switch, n, settled(halt.id), 1_020);
+    }
+    let listed = |most| {
+        let progress =
+            switch.progress_listing(halt.id, at(2_000), Listing::OpenFirst(most)).unwrap();
+        assert_eq!((progress.expected, progress.settled, progress.words), (9, 7, 9));
+        progress.enforcers.iter().map(|word| word.enforcer).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(1), [all[3]]);
+    assert_eq!(listed(3)[..2], [all[3], all[7]]);
+    assert_eq!((listed(3).len(), listed(20).len()), (3, 9));
+    assert_eq!(switch.progress(halt.id, at(2_000)).unwrap().enforcers[0].enforcer, all[0]);
 }
 
 #[test]
@@ -239,7 +268,7 @@ fn an_enforcer_that_only_observes_refuses_nothing() {
     frame(&mut switch, 1, confirm(order_id(1), Stage::Settled, observed), 3);
     let progress = switch.progress(order_id(1), at(4)).unwrap();
     assert_counted(&switch, order_id(1), &progress);
-    assert_eq!((progress.refusing, progress.settled), (0, 0));
+    assert_eq!((progress.refusing, progress.settled, progress.observing), (0, 0, 1));
 }
 
 #[test]
