@@ -8,6 +8,7 @@ mod client;
 mod event;
 mod halt;
 mod incident;
+mod plan;
 mod problem;
 mod run;
 mod status;
@@ -27,6 +28,7 @@ pub use incident::{
     AssignRequest, CloseRequest, EvidenceAccepted, IncidentOpened, IncidentSummary, NoteRequest,
     OpenIncidentRequest,
 };
+pub use plan::{HaltPlan, PlanRequest, PlannedEnforcers, PlannedGap, PlannedSession};
 pub use problem::Problem;
 pub use run::{ApproveRequest, RunStep, RunSummary};
 pub use status::{EnforcerStatus, Health, PartState, Readiness, RedisStatus, Status};

@@ -5,6 +5,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use estoppel_server::PublicUrl;
 use serde::{Deserialize, Serialize};
 
 use crate::args::GatewayMode;
@@ -41,6 +42,9 @@ pub(crate) struct Serve {
     /// Address at which metrics, health and readiness are told without a token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<SocketAddr>,
+    /// Where people reach the pages, behind a proxy or under a name: `https://HOST`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_url: Option<String>,
     /// How long an enforcer goes on without an answer, in seconds: 2 to 300.
     pub lease_seconds: u64,
     /// Folder of playbooks that replace the built-in ones of the same name.
@@ -61,6 +65,7 @@ impl Default for Serve {
             tls_key: None,
             allow_plaintext: false,
             metrics_listen: None,
+            public_url: None,
             lease_seconds: 15,
             playbooks: None,
             sql_memory_mib: 1024,
@@ -211,6 +216,7 @@ impl Config {
                         .to_owned(),
             });
         }
+        self.public_url()?;
         if let Some(paging) = &self.paging {
             let pagerduty = paging.format == PageFormat::PagerDuty;
             if pagerduty && paging.routing_key_env.is_none() {
@@ -235,6 +241,16 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// Where people reach the pages.
+    pub(crate) fn public_url(&self) -> Result<Option<PublicUrl>, ConfigError> {
+        let Some(text) = &self.serve.public_url else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| ConfigError::Bound {
+            key: "serve.public_url",
+            value: estoppel_model::text::quoted(text),
+            expected: "https://HOST or https://HOST:PORT, without a path".to_owned(),
+        })
     }
 
     /// The lease.
@@ -283,6 +299,7 @@ mod tests {
         check("[serve]\ntls_cert = \"a.pem\"", "tls_key");
         check("[serve]\ntls_key = \"a.pem\"", "tls_cert");
         check("[serve]\nlease_seconds = 1", "2 to 300");
+        check("[serve]\npublic_url = \"halt.example.com\"", "https://HOST");
         check("[egress]\nresponse = \"kill\"", "auto");
         check("[paging]\nurl = \"http://x\"\nformat = \"pagerduty\"", "routing_key_env");
         check("[redis]\nurl = \"redis://:hunter2@x\"", "password_env");

@@ -7,7 +7,7 @@ use estoppel_detect::EgressMode;
 use estoppel_eventlog::{OnSync, Options, WorkerCommand};
 use estoppel_model::{Clock, SystemClock};
 
-use crate::{RedisConfig, StartError, TlsFiles, moment::AtMoment};
+use crate::{PublicUrl, RedisConfig, StartError, TlsFiles, moment::AtMoment};
 
 /// What unlisted egress alone leads to, once an allowlist is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,6 +41,8 @@ pub struct ServerConfig {
     pub plain_for_children: bool,
     /// Address at which metrics, health and readiness are told to anybody; port 0 takes a free one.
     pub metrics_listen: Option<SocketAddr>,
+    /// Where people reach the pages, when it is not the address that is listened on.
+    pub public_url: Option<PublicUrl>,
     /// How long an enforcer may go on without an answer.
     pub lease: Duration,
     /// What unlisted egress alone leads to.
@@ -86,6 +88,7 @@ impl ServerConfig {
             tls: None,
             plain_for_children: false,
             metrics_listen: None,
+            public_url: None,
             lease: Duration::from_secs(15),
             egress: EgressResponse::Ask,
             automatic_halts_per_hour: 20,

@@ -23,8 +23,11 @@ mod metrics;
 mod mirror;
 mod moment;
 mod order;
+mod pages;
+mod plan;
 mod responder;
 mod resume;
+mod roster;
 mod runs;
 mod spool;
 mod switchboard;
@@ -59,6 +62,7 @@ pub use http::{
 pub use key::{NodeKey, verify as verify_order};
 pub use mirror::{RedisConfig, RedisConfigError};
 pub use moment::{AtMoment, Moment};
+pub use pages::site::{PublicUrl, PublicUrlError};
 pub use token::{WishError, create_locally as create_token_locally};
 
 use http::{
@@ -70,7 +74,9 @@ use incidents::Incidents;
 use journal::{Journal, JournalError};
 use metrics::Metrics;
 use mirror::MirrorState;
+use pages::{Views, Wrong, sessions::Sessions};
 use responder::Responder;
+use roster::Roster;
 use spool::Spool;
 use switchboard::Switchboard;
 use token::Tokens;
@@ -164,6 +170,10 @@ struct Inner {
     started_at: Timestamp,
     key: NodeKey,
     tokens: Tokens,
+    sessions: Sessions,
+    wrong_tokens: Wrong,
+    views: Views,
+    roster: Roster,
     switchboard: Switchboard,
     spool: Spool,
     tls: Option<Arc<Tls>>,
@@ -354,6 +364,10 @@ impl Server {
             started_at: now,
             key,
             tokens,
+            sessions: Sessions::open(&config.data),
+            wrong_tokens: Wrong::default(),
+            views: Views::default(),
+            roster: Roster::default(),
             switchboard,
             spool,
             tls,
@@ -404,6 +418,7 @@ impl Server {
             detections,
             server.0.draining.clone(),
         ));
+        server.0.tasks.spawn(pages::keep_sessions(server.clone()));
         server.0.tasks.spawn(expiry::run(server.clone(), server.0.draining.clone()));
         server.0.tasks.spawn(http::tokens::keep_last_uses(server.clone()));
         server.0.tasks.spawn(server.clone().recover(recovered.orders, recovered.follows));
@@ -551,6 +566,22 @@ impl Server {
         &self.0.tokens
     }
 
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.0.sessions
+    }
+
+    pub(crate) fn wrong_tokens(&self) -> &Wrong {
+        &self.0.wrong_tokens
+    }
+
+    pub(crate) fn views(&self) -> &Views {
+        &self.0.views
+    }
+
+    pub(crate) fn roster(&self) -> &Roster {
+        &self.0.roster
+    }
+
     pub(crate) fn switchboard(&self) -> &Switchboard {
         &self.0.switchboard
     }
@@ -623,6 +654,11 @@ impl Server {
 
     pub(crate) async fn draining(&self) {
         self.0.draining.cancelled().await;
+    }
+
+    /// Waits for something; `false` when the server drains first.
+    pub(crate) async fn stays(&self, what: impl Future<Output = ()>) -> bool {
+        self.0.draining.run_until_cancelled(what).await.is_some()
     }
 
     /// Says in `status` from now on that something is not as it should be.

@@ -321,24 +321,17 @@ impl Tokens {
         now: Timestamp,
     ) -> Result<Identity, TokenError> {
         let key = hash(token.expose());
+        self.read_entries().get(&key).ok_or(TokenError::Unknown)?.take(now)
+    }
+
+    /// Tells who holds the token of an id: a session of the pages is as good as its token.
+    ///
+    /// # Errors
+    /// When nobody may with it any more.
+    pub(crate) fn holder(&self, id: Uuid, now: Timestamp) -> Result<Identity, TokenError> {
         let entries = self.read_entries();
-        let entry = entries.get(&key).ok_or(TokenError::Unknown)?;
-        if let Some(at) = entry.revoked_at {
-            return Err(TokenError::Revoked(at));
-        }
-        if let Some(at) = entry.expires_at.filter(|at| *at <= now) {
-            return Err(TokenError::Expired(at));
-        }
-        entry.last_use.touch(now);
-        let actor = Actor::new(entry.name.as_str()).map_err(|_| TokenError::Unknown)?;
-        Ok(Identity {
-            token: entry.id,
-            actor,
-            role: entry.role,
-            tenant: entry.tenant.clone(),
-            expires_at: entry.expires_at,
-            revoked: entry.revoked.clone(),
-        })
+        let entry = entries.values().find(|entry| entry.id == id).ok_or(TokenError::Unknown)?;
+        entry.take(now)
     }
 
     /// All tokens, oldest first, without themselves.
@@ -424,6 +417,26 @@ impl Tokens {
 }
 
 impl Entry {
+    /// Who uses it now, if it is good.
+    fn take(&self, now: Timestamp) -> Result<Identity, TokenError> {
+        if let Some(at) = self.revoked_at {
+            return Err(TokenError::Revoked(at));
+        }
+        if let Some(at) = self.expires_at.filter(|at| *at <= now) {
+            return Err(TokenError::Expired(at));
+        }
+        self.last_use.touch(now);
+        let actor = Actor::new(self.name.as_str()).map_err(|_| TokenError::Unknown)?;
+        Ok(Identity {
+            token: self.id,
+            actor,
+            role: self.role,
+            tenant: self.tenant.clone(),
+            expires_at: self.expires_at,
+            revoked: self.revoked.clone(),
+        })
+    }
+
     fn summary(&self) -> TokenSummary {
         TokenSummary {
             id: self.id,

@@ -109,6 +109,7 @@ async fn run(
         tls: tls(&config),
         plain_for_children: config.gateway.start || config.paging.is_some(),
         metrics_listen: config.serve.metrics_listen,
+        public_url: config.public_url()?,
         lease: config.lease(),
         egress: match config.egress.response {
             Response::Ask => EgressResponse::Ask,

@@ -15,6 +15,7 @@ mod demo;
 mod drain;
 mod events;
 mod guards;
+mod halt_page;
 mod health;
 mod hosted;
 mod kill_switch;

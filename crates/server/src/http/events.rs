@@ -67,6 +67,7 @@ pub(crate) async fn post(
         )));
     }
     let found = server.responder().observe(&mut events);
+    server.roster().saw(&events);
     let log = server.events()?;
     let kept = log.append(events).await.map_err(|error| match error {
         AppendError::Full

@@ -11,8 +11,9 @@ use axum::{
     http::StatusCode,
 };
 use estoppel_api::{
-    BlockRequest, Durable, EnforcerProgress, HaltAccepted, HaltRequest, HaltState, HaltStatus,
-    HaltSummary, KillSwitchState, Problem, ReleaseAccepted, ReleaseRequest, Role,
+    BlockRequest, Durable, EnforcerProgress, HaltAccepted, HaltPlan, HaltRequest, HaltState,
+    HaltStatus, HaltSummary, KillSwitchState, PlanRequest, Problem, ReleaseAccepted,
+    ReleaseRequest, Role,
 };
 use estoppel_killswitch::{
     frame::EnforcerKind,
@@ -65,6 +66,15 @@ fn reason(text: &str) -> Result<(), Failure> {
         )));
     }
     Ok(())
+}
+
+/// Whether a caller may halt these scopes.
+///
+/// # Errors
+/// When their role or their tenant forbids it.
+pub(crate) fn may_halt(caller: &Caller, scope: &ScopeSet) -> Result<(), Failure> {
+    caller.at_least(Role::Responder)?;
+    within(caller, scope).map(|_| ())
 }
 
 /// A token that is bound to a tenant may stop what is that tenant's, and nothing wider.
@@ -364,6 +374,21 @@ fn which(error: ReleaseError) -> Failure {
             Failure::Unprocessable(detail)
         }
     }
+}
+
+/// Tells what a halt would hit. Changes nothing.
+#[utoipa::path(
+    post, path = "/v1/halts/plan", tag = "kill switch", request_body = PlanRequest,
+    responses((status = 200, body = HaltPlan), (status = 400, body = Problem), (status = 403, body = Problem))
+)]
+pub(crate) async fn plan(
+    State(server): State<Server>,
+    caller: Caller,
+    JsonBody(request): JsonBody<PlanRequest>,
+) -> Result<Json<HaltPlan>, Failure> {
+    caller.at_least(Role::Viewer)?;
+    within(&caller, &request.scope)?;
+    Ok(Json(crate::plan::plan(&server, &caller.0, request.scope).await?))
 }
 
 /// Lists the active halts, earliest first.

@@ -18,7 +18,7 @@ use crate::Server;
 mod allowlist;
 mod events;
 mod evidence;
-mod extract;
+pub(crate) mod extract;
 mod health;
 mod incidents;
 pub(crate) mod kill_switch;
@@ -46,6 +46,7 @@ use problem::Failure;
         kill_switch::state,
         kill_switch::release,
         kill_switch::list,
+        kill_switch::plan,
         kill_switch::status,
         kill_switch::block,
         stream::get,
@@ -91,6 +92,7 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/kill-switch", post(kill_switch::halt).get(kill_switch::state))
         .route("/kill-switch/release", post(kill_switch::release))
         .route("/v1/halts", get(kill_switch::list))
+        .route("/v1/halts/plan", post(kill_switch::plan))
         .route("/v1/halts/{id}", get(kill_switch::status))
         .route("/v1/blocks", post(kill_switch::block))
         .route("/v1/stream", get(stream::get))
@@ -121,12 +123,15 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/metrics", get(metrics::get))
         .route("/openapi.json", get(|| async { axum::Json(openapi()) }))
         .layer(middleware::from_fn_with_state(server.clone(), on_work_runtime));
+    let pages =
+        crate::pages::router().layer(middleware::from_fn_with_state(server.clone(), on_own_task));
     stop.merge(work)
         .fallback(|| async {
             Failure::NotFound("there is nothing at this address; see /openapi.json".to_owned())
         })
         .method_not_allowed_fallback(|| async { Failure::Method })
         .layer(middleware::map_response(inert))
+        .merge(pages)
         .layer(middleware::from_fn_with_state(server.clone(), request_log::follow))
         .with_state(server)
 }

@@ -57,6 +57,16 @@ impl Failure {
         Self::Internal(error.into())
     }
 
+    /// What kind of failure it is, for people.
+    pub(crate) const fn title(&self) -> &'static str {
+        self.kind().2
+    }
+
+    /// What to do about it.
+    pub(crate) const fn hint(&self) -> Option<&'static str> {
+        self.kind().3
+    }
+
     const fn kind(&self) -> (StatusCode, &'static str, &'static str, Option<&'static str>) {
         match self {
             Self::Unauthenticated(_) => (

@@ -48,14 +48,15 @@ fn folder(package: &Package) -> PathBuf {
     package.manifest_path.parent().unwrap().as_std_path().to_owned()
 }
 
-/// All files below a folder, sorted, without what Git and Cargo keep there.
+/// All files below a folder, sorted, without what Git, Cargo and npm keep there.
 fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap() {
             let entry = entry.unwrap();
-            let kept = ["target", ".git"].iter().any(|name| entry.file_name() == *name);
+            let kept =
+                ["target", ".git", "node_modules"].iter().any(|name| entry.file_name() == *name);
             if entry.file_type().unwrap().is_dir() {
                 if !kept {
                     folders.push(entry.path());

@@ -1,0 +1,213 @@
+//! Which halts are in force, and who has confirmed them: `/halts`, and the parts that are live.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use askama::Template;
+use axum::{extract::State, http::StatusCode, response::Response};
+use estoppel_killswitch::{
+    Audience, Now,
+    server::{HaltProgress, Listing, Switch},
+};
+use estoppel_model::{EntityId, Order, OrderBody, Scope, Timestamp};
+
+use super::{
+    Frame,
+    follow::may_see,
+    page, problem,
+    view::{HaltView, Tone, counted, kind},
+    visitor::Visitor,
+};
+use crate::{Server, switchboard::Ended};
+
+/// Most halts of which the confirmations are shown; older ones are counted.
+const HALTS_MAX: usize = 30;
+/// Most enforcers that are named under a halt in the list.
+const WAITING_MAX: usize = 3;
+/// How long what is live may be shown to others without asking anew.
+const FRESH: Duration = Duration::from_millis(300);
+/// Tenants whose view is kept for that long.
+const VIEWS_MAX: usize = 64;
+
+/// All that is in force, as somebody of a tenant may see it.
+#[derive(Debug, Clone)]
+pub(super) struct Overview {
+    pub halts: Vec<HaltView>,
+    /// How many are in force.
+    pub total: usize,
+    /// How many of them are not listed.
+    pub more: usize,
+    pub headline: String,
+    pub sub: String,
+    pub tone: Tone,
+    /// What the tab's title says.
+    pub title: String,
+    pub warnings: Vec<String>,
+    pub now_millis: i64,
+}
+
+/// The views of the last moment: any number of people may watch, the thread that gives orders
+/// answers a few times a second.
+#[derive(Debug, Default)]
+pub(crate) struct Views(Mutex<BTreeMap<Option<EntityId>, (Timestamp, Arc<Overview>)>>);
+
+impl Views {
+    fn fresh(&self, tenant: Option<&EntityId>, now: Timestamp) -> Option<Arc<Overview>> {
+        let views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, view) = views.get(&tenant.cloned())?;
+        (*at <= now && now.since(*at) < FRESH).then(|| Arc::clone(view))
+    }
+
+    fn keep(&self, tenant: Option<EntityId>, now: Timestamp, view: &Arc<Overview>) {
+        let mut views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if views.len() >= VIEWS_MAX {
+            views.retain(|_, (at, _)| now.since(*at) < FRESH);
+        }
+        if views.len() < VIEWS_MAX {
+            views.insert(tenant, (now, Arc::clone(view)));
+        }
+    }
+}
+
+/// What the switch knows at one moment.
+struct Seen {
+    halts: Vec<(Arc<Order>, Option<HaltProgress>)>,
+    total: usize,
+    global: bool,
+    connected: BTreeMap<&'static str, usize>,
+    gone: usize,
+}
+
+impl Overview {
+    /// Asks the switch.
+    pub(super) async fn read(server: &Server, visitor: &Visitor) -> Result<Self, Ended> {
+        let tenant = visitor.identity.tenant.clone();
+        let now = server.clock().now();
+        // What is wrong with the server is the operator's to know.
+        let warnings = if tenant.is_none() { server.warnings() } else { Vec::new() };
+        let seen =
+            server.switchboard().ask(move |switch, now| see(switch, now, tenant.as_ref())).await?;
+        Ok(Self::of(seen, warnings, now))
+    }
+
+    fn of(seen: Seen, warnings: Vec<String>, now: Timestamp) -> Self {
+        let Seen { halts, total, global, connected, gone } = seen;
+        let halts: Vec<HaltView> = halts
+            .iter()
+            .map(|(order, progress)| match progress {
+                Some(progress) => HaltView::new(progress, now),
+                None => HaltView::unconfirmed(order, true, now),
+            })
+            .collect();
+        let headline = match total {
+            _ if global => "Everything is halted".to_owned(),
+            0 => "Nothing is halted".to_owned(),
+            total => format!("{} in force", counted(total, "halt")),
+        };
+        let all: usize = connected.values().sum();
+        let kinds: Vec<String> =
+            connected.iter().map(|(kind, count)| counted(*count, kind)).collect();
+        let mut sub = match all {
+            0 => "No enforcer is connected: a halt would stop nobody yet.".to_owned(),
+            1 => format!("One enforcer is connected: {}.", kinds.join(", ")),
+            all => format!("{all} enforcers are connected: {}.", kinds.join(", ")),
+        };
+        if gone > 0 {
+            sub.push_str(&format!(
+                " {} lost the connection, and {} when the lease is over.",
+                counted(gone, "enforcer"),
+                if gone == 1 { "stops" } else { "stop" }
+            ));
+        }
+        let open = halts.iter().filter(|halt| halt.tone == Tone::Going).count();
+        if open > 0 {
+            sub = format!("{open} still stopping. {sub}");
+        }
+        let looks = halts.iter().any(|halt| halt.tone == Tone::Look);
+        let tone = match () {
+            () if all == 0 || looks => Tone::Look,
+            () if open > 0 => Tone::Going,
+            () if total == 0 => Tone::Past,
+            () => Tone::Done,
+        };
+        let title =
+            if total == 0 { "Nothing halted".to_owned() } else { format!("{total} halted") };
+        let more = total - halts.len();
+        let now_millis = now.as_micros() / 1_000;
+        Self { halts, total, more, headline, sub, tone, title, warnings, now_millis }
+    }
+}
+
+fn see(switch: &Switch, now: Now, tenant: Option<&EntityId>) -> Seen {
+    let visible = |order: &&Arc<Order>| {
+        matches!(order.body, OrderBody::Halt { .. }) && may_see(tenant, order)
+    };
+    let mut halts: Vec<&Arc<Order>> = switch.orders().in_force().filter(visible).collect();
+    let total = halts.len();
+    let global = halts.iter().any(|order| order.scope.iter().any(|scope| *scope == Scope::Global));
+    // What was given last is what people wait for.
+    halts.sort_by_key(|order| std::cmp::Reverse((order.issued_at, order.id)));
+    halts.truncate(HALTS_MAX);
+    let audience = Audience::of(tenant);
+    let mut connected = BTreeMap::new();
+    let mut gone = 0;
+    // Whose enforcers others have is not a tenant's to know.
+    for state in switch.enforcers().filter(|state| tenant.is_none() || state.audience == audience) {
+        if state.connection.is_some() {
+            *connected.entry(kind(state.kind)).or_insert(0) += 1;
+        } else {
+            gone += 1;
+        }
+    }
+    let listing = Listing::OpenFirst(WAITING_MAX);
+    let halts = halts
+        .into_iter()
+        .map(|order| (Arc::clone(order), switch.progress_listing(order.id, now, listing)))
+        .collect();
+    Seen { halts, total, global, connected, gone }
+}
+
+#[derive(Template)]
+#[template(path = "halts.html")]
+struct Watch {
+    frame: Frame,
+    overview: Overview,
+}
+
+#[derive(Template)]
+#[template(path = "overview_part.html")]
+struct Live<'a> {
+    overview: &'a Overview,
+}
+
+/// `GET /halts`: the list alone, which reloads itself also without a script, since nobody types.
+pub(super) async fn watch(State(server): State<Server>, visitor: Visitor) -> Response {
+    match Overview::read(&server, &visitor).await {
+        Ok(overview) => {
+            let frame = Frame::new(&server, Some(&visitor), "halts", "Halts in force");
+            page(StatusCode::OK, &Watch { frame, overview })
+        }
+        Err(ended) => problem::failure(&server, &visitor, ended.into(), Vec::new()),
+    }
+}
+
+/// `GET /halt/live`: what the script puts in place of what it shows.
+pub(super) async fn live(State(server): State<Server>, visitor: Visitor) -> Response {
+    let now = server.clock().now();
+    let tenant = visitor.identity.tenant.as_ref();
+    let overview = match server.views().fresh(tenant, now) {
+        Some(overview) => overview,
+        None => match Overview::read(&server, &visitor).await {
+            Ok(overview) => {
+                let overview = Arc::new(overview);
+                server.views().keep(tenant.cloned(), now, &overview);
+                overview
+            }
+            Err(ended) => return problem::failure(&server, &visitor, ended.into(), Vec::new()),
+        },
+    };
+    page(StatusCode::OK, &Live { overview: &overview })
+}
