@@ -7,11 +7,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use url::Url;
 
 use crate::{
-    Allowlist, AllowlistSuggestion, ApproveRequest, AssignRequest, BlockRequest, CloseRequest,
-    CredentialMinted, CredentialRequest, EvidenceAccepted, GatewayPolicy, HaltAccepted,
-    HaltRequest, HaltStatus, IncidentOpened, IncidentSummary, IngestReport, KillSwitchState,
-    NoteRequest, OpenIncidentRequest, Problem, ReleaseAccepted, ReleaseRequest, RunSummary,
-    SqlRequest, SqlTable, Status, TokenMinted, TokenRequest, TokenSummary, Trust,
+    Allowlist, AllowlistSuggestion, ApproveReleaseRequest, ApproveRequest, AssignRequest,
+    BlockRequest, CloseRequest, CredentialMinted, CredentialRequest, DrillSummary,
+    EvidenceAccepted, GatewayPolicy, HaltAccepted, HaltRequest, HaltStatus, IncidentOpened,
+    IncidentSummary, IngestReport, KillSwitchState, NoteRequest, OpenIncidentRequest, Problem,
+    ReleaseAccepted, ReleasePending, ReleaseRequest, RunSummary, SqlRequest, SqlTable, Status,
+    TokenMinted, TokenRequest, TokenSummary, Trust,
 };
 
 /// How long a request may take, connecting included.
@@ -247,6 +248,14 @@ endpoints! {
     halt() body request: HaltRequest => HaltAccepted, post "/kill-switch";
     /// Releases halts.
     release() body request: ReleaseRequest => ReleaseAccepted, post "/kill-switch/release";
+    /// Approves a release that another person asked for.
+    approve_release(id: uuid::Uuid) body request: ApproveReleaseRequest => ReleaseAccepted, post "/v1/releases/{id}/approve";
+    /// Lists the releases that wait for a second person.
+    releases_pending() => Vec<ReleasePending>, get "/v1/releases";
+    /// Sends a canary through every connected enforcer, and waits for what it came to.
+    drill_kill_switch() body request: serde_json::Value => DrillSummary, post "/v1/drills/kill-switch";
+    /// Lists the last drills, the latest first.
+    drills() => Vec<DrillSummary>, get "/v1/drills";
     /// Asks whether a scope (percent-encoded) is halted.
     kill_switch(scope: &str) => KillSwitchState, get "/kill-switch?scope={scope}";
     /// Asks how far a halt has been carried out.

@@ -139,9 +139,14 @@ pub struct ReleaseRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<uuid::Uuid>)]
     pub id: Option<OrderId>,
+    /// For how long what was released is watched closely, in seconds: 0 not at all, else 60 to
+    /// 2,592,000 (30 days). Left out: a day, and not at all after a release of everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch_seconds: Option<u64>,
 }
 
-/// The answer to a release, which is in the ledger when this is sent.
+/// The answer to a release, which is in the ledger when this is sent; or, with status 202, to one
+/// that waits for a second person and has ended nothing yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReleaseAccepted {
     /// The release's id.
@@ -152,6 +157,12 @@ pub struct ReleaseAccepted {
     pub halts: Vec<OrderId>,
     /// Halts that still reach the scope.
     pub still_active: Vec<HaltSummary>,
+    /// By policy a second person must approve: nothing has ended yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<crate::ReleasePending>,
+    /// The order by which what was released is watched closely.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch: Option<HaltSummary>,
 }
 
 /// Where a halt stands.
@@ -220,7 +231,13 @@ pub struct EnforcerProgress {
     /// containment, work that could not be interrupted.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub settlement: serde_json::Value,
-    /// When its lease is over at the latest, if it has not confirmed.
+    /// It does not know the order's kind, and refuses its scope.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsupported: bool,
+    /// Its lease is over and it has not confirmed: it refuses by itself since then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_lease: bool,
+    /// When its lease is over at the latest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub lease_until: Option<Timestamp>,

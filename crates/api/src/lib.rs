@@ -5,17 +5,20 @@
 //! enforcers' stream are in `killswitch::frame`, beside the state machines that speak them.
 
 mod client;
+mod drill;
 mod event;
 mod halt;
 mod incident;
 mod plan;
 mod problem;
+mod release;
 mod run;
 mod status;
 mod token;
 mod trust;
 
 pub use client::{Client, ClientError};
+pub use drill::{DrillOutcome, DrillStatus, DrillSummary, DrilledEnforcer, Spread};
 pub use event::{
     Allowlist, AllowlistSuggestion, GatewayPolicy, IngestReport, Rejected, SqlColumn, SqlRequest,
     SqlTable,
@@ -30,6 +33,7 @@ pub use incident::{
 };
 pub use plan::{HaltPlan, PlanRequest, PlannedEnforcers, PlannedGap, PlannedSession};
 pub use problem::Problem;
+pub use release::{ApproveReleaseRequest, ReleasePending};
 pub use run::{ApproveRequest, RunStep, RunSummary};
 pub use status::{EnforcerStatus, Health, PartState, Readiness, RedisStatus, Status};
 pub use token::{

@@ -43,6 +43,18 @@ pub struct Status {
     pub started_at: Timestamp,
     /// Active halts.
     pub halts: Vec<crate::HaltSummary>,
+    /// Orders by which something is watched closely after a release.
+    #[serde(default)]
+    pub watches: Vec<crate::HaltSummary>,
+    /// Releases that wait for a second person.
+    #[serde(default)]
+    pub releases_pending: Vec<crate::ReleasePending>,
+    /// Drills of the kill switch.
+    #[serde(default)]
+    pub drills: crate::DrillStatus,
+    /// Who may halt: the names of all good tokens of responders, leads and admins.
+    #[serde(default)]
+    pub on_call: Vec<String>,
     /// Enforcers, connected now or with a lease that is not over.
     pub enforcers: Vec<EnforcerStatus>,
     /// Incidents that are not closed.

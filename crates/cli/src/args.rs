@@ -6,6 +6,8 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use estoppel_api::Role;
 use estoppel_model::{Destination, EntityId, OrderId, RunId, Scope, Timestamp};
 
+use crate::span::Span;
+
 /// Stops AI agents, proves that they stopped, and keeps the evidence.
 #[derive(Debug, Parser)]
 #[command(
@@ -101,8 +103,15 @@ Examples:
     #[command(after_help = "\
 Examples:
   estoppel release session:abc123 --reason 'false alarm, see IR-2026-001'
-  estoppel release global --halt 0197... --halt 0198... --reason 'credentials rotated'")]
+  estoppel release global --halt 0197... --halt 0198... --reason 'credentials rotated'
+  estoppel release user:bob --reason 'password changed' --watch 7d
+  estoppel release --approve 0199... --reason 'checked the logs'     as the second person")]
     Release(ReleaseArgs),
+    /// Try the kill switch on nobody, and see how long it takes
+    Drill {
+        #[command(subcommand)]
+        command: DrillCommand,
+    },
     /// Show halts, enforcers and what is not as it should be
     Status(StatusArgs),
     /// Halt one task
@@ -329,7 +338,7 @@ pub(crate) struct HaltArgs {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ReleaseArgs {
     /// The scope whose halts end
-    #[arg(value_name = "SCOPE", required = true)]
+    #[arg(value_name = "SCOPE", required_unless_present = "approve")]
     pub scope: Vec<Scope>,
     /// The halts that end; may be left out when one alone is active at the scope
     #[arg(long = "halt", value_name = "ID")]
@@ -337,6 +346,28 @@ pub(crate) struct ReleaseArgs {
     /// Why it is safe to start again
     #[arg(long, short)]
     pub reason: String,
+    /// Approve a release that another person asked for
+    #[arg(long, value_name = "ID", conflicts_with_all = ["scope", "halts", "watch", "no_watch"])]
+    pub approve: Option<uuid::Uuid>,
+    /// Watch closely, for this long, what starts again [default: 24h, and not after `global`]
+    #[arg(long, value_name = "SPAN")]
+    pub watch: Option<Span>,
+    /// Do not watch it closely
+    #[arg(long, conflicts_with = "watch")]
+    pub no_watch: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DrillCommand {
+    /// Send a canary halt through every connected enforcer, without touching a session
+    #[command(after_help = "\
+Example:
+  estoppel drill kill-switch --json
+
+Ends with 9 when an enforcer did not answer, observes only, or lets the canary through.")]
+    KillSwitch,
+    /// List the last drills
+    List,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -5,10 +5,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use estoppel_server::PublicUrl;
+use estoppel_killswitch::frame::CONTACT_BYTES_MAX;
+use estoppel_model::Kind;
+use estoppel_server::{PublicUrl, TwoPersons};
 use serde::{Deserialize, Serialize};
 
-use crate::args::GatewayMode;
+use crate::{args::GatewayMode, span::Span};
 
 /// The whole file.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -47,6 +49,15 @@ pub(crate) struct Serve {
     pub public_url: Option<String>,
     /// How long an enforcer goes on without an answer, in seconds: 2 to 300.
     pub lease_seconds: u64,
+    /// Whom people are to call; shown with every refusal, so that whoever meets one knows: at most 300
+    /// bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contact: Option<String>,
+    /// Whose halts only two persons together release: `global` and kinds of scopes, such as `tenant`.
+    pub two_persons: Vec<String>,
+    /// How often the kill switch is drilled by itself, such as `24h`: one minute to 30 days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drill_every: Option<Span>,
     /// Folder of playbooks that replace the built-in ones of the same name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub playbooks: Option<PathBuf>,
@@ -67,6 +78,9 @@ impl Default for Serve {
             metrics_listen: None,
             public_url: None,
             lease_seconds: 15,
+            contact: None,
+            two_persons: Vec::new(),
+            drill_every: None,
             playbooks: None,
             sql_memory_mib: 1024,
             sql_seconds: 30,
@@ -196,6 +210,13 @@ impl Config {
         bound("serve.lease_seconds", self.serve.lease_seconds, 2, 300)?;
         bound("serve.sql_memory_mib", self.serve.sql_memory_mib, 128, 65_536)?;
         bound("serve.sql_seconds", self.serve.sql_seconds, 1, 600)?;
+        if let Some(every) = self.serve.drill_every {
+            bound("serve.drill_every", every.duration().as_secs(), 60, 30 * 86_400)?;
+        }
+        if let Some(contact) = &self.serve.contact {
+            bound("serve.contact (bytes)", contact.len() as u64, 1, CONTACT_BYTES_MAX as u64)?;
+        }
+        self.two_persons()?;
         for (key, here, other) in [
             ("serve.tls_key", &self.serve.tls_key, &self.serve.tls_cert),
             ("serve.tls_cert", &self.serve.tls_cert, &self.serve.tls_key),
@@ -253,6 +274,29 @@ impl Config {
         })
     }
 
+    /// Which halts need two persons to be released.
+    pub(crate) fn two_persons(&self) -> Result<TwoPersons, ConfigError> {
+        let mut policy = TwoPersons::default();
+        for word in &self.serve.two_persons {
+            if word == "global" {
+                policy.global = true;
+                continue;
+            }
+            let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == word);
+            policy.kinds.insert(kind.ok_or_else(|| {
+                ConfigError::Bound {
+                    key: "serve.two_persons",
+                    value: estoppel_model::text::quoted(word),
+                    expected:
+                        "`global`, or a kind of scope: agent, session, user, task, tenant, plugin, \
+                           tool, component"
+                            .to_owned(),
+                }
+            })?);
+        }
+        Ok(policy)
+    }
+
     /// The lease.
     pub(crate) fn lease(&self) -> Duration {
         Duration::from_secs(self.serve.lease_seconds)
@@ -304,6 +348,10 @@ mod tests {
         check("[paging]\nurl = \"http://x\"\nformat = \"pagerduty\"", "routing_key_env");
         check("[redis]\nurl = \"redis://:hunter2@x\"", "password_env");
         check("[redis]\nurl = \"redis://x\"\npassword = \"x\"", "password");
+        check("[serve]\ntwo_persons = [\"tenants\"]", "tenant, plugin");
+        check("[serve]\ndrill_every = \"30s\"", "60 to 2592000");
+        check("[serve]\ndrill_every = \"daily\"", "24h");
+        check("[serve]\ncontact = \"\"", "1 to 300");
         check("[serve", "line 1");
     }
 }

@@ -24,8 +24,16 @@ pub(crate) enum Exit {
     NotSettled = 7,
     /// A verification found damage.
     Damaged = 8,
-    /// A check found something that must be mended.
+    /// A check found something that must be mended, or a drill did not pass.
     Unhealthy = 9,
+    /// The halt is carried out; some enforcers fell silent and are stopped by their leases.
+    ByLease = 10,
+    /// The halt is carried out but for work that cannot be interrupted.
+    NotInterruptible = 11,
+    /// A second person must approve what was asked for.
+    Pending = 12,
+    /// The wait was broken off by Ctrl-C; what was waited for goes on.
+    Interrupted = 130,
 }
 
 impl From<Exit> for ExitCode {

@@ -5,6 +5,7 @@ mod command;
 mod config;
 mod error;
 mod output;
+mod span;
 
 use std::process::ExitCode;
 

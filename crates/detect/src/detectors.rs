@@ -45,7 +45,7 @@ impl Detectors {
                 let subject = network_subject(network);
                 self.egress.observe(event, network, &subject, policy).into_iter().collect()
             }
-            Event::Audit(audit) => self.injection(event, audit),
+            Event::Audit(audit) => self.injection(event, audit, policy),
         }
     }
 
@@ -54,7 +54,12 @@ impl Detectors {
         &self.egress.learned
     }
 
-    fn injection(&mut self, event: &ReceivedEvent, audit: &AuditEvent) -> Vec<Detection> {
+    fn injection(
+        &mut self,
+        event: &ReceivedEvent,
+        audit: &AuditEvent,
+        policy: &DetectPolicy,
+    ) -> Vec<Detection> {
         let subject = audit_subject(audit);
         let fields =
             [(&audit.result, result_channel(audit)), (&audit.params, params_channel(audit))];
@@ -63,7 +68,7 @@ impl Detectors {
             let Some(value) = value else { continue };
             let text = field::texts(value);
             let inspection = inspect(&text.text, channel);
-            if !inspection.is_suspect(channel) {
+            if !inspection.is_suspect_of(channel, policy.watched) {
                 continue;
             }
             let hash = Sha256::digest(text.text.as_bytes()).into();
@@ -128,6 +133,14 @@ fn is_action(audit: &AuditEvent, names: &[&str]) -> bool {
 /// A foreign name as an id, where it can be one.
 fn named(name: Option<&Untrusted<String>>) -> Option<EntityId> {
     name.and_then(|name| EntityId::new(name.raw()).ok())
+}
+
+/// Whom an event is about, as far as it says.
+pub fn subject_of(event: &Event) -> Subject {
+    match event {
+        Event::Audit(audit) => audit_subject(audit),
+        Event::Network(network) => network_subject(network),
+    }
 }
 
 fn audit_subject(audit: &AuditEvent) -> Subject {

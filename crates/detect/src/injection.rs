@@ -113,7 +113,16 @@ impl Inspection {
     pub fn is_suspect(&self, channel: Channel) -> bool {
         self.score >= channel.threshold()
     }
+
+    /// As [`Inspection::is_suspect`], for somebody who is watched closely or not.
+    pub(crate) fn is_suspect_of(&self, channel: Channel, watched: bool) -> bool {
+        let factor = if watched { WATCHED_THRESHOLD } else { 1.0 };
+        self.score >= channel.threshold() * factor
+    }
 }
+
+/// What of a channel's threshold is enough for those who are watched closely.
+const WATCHED_THRESHOLD: f64 = 0.75;
 
 /// How far apart two signals may be to count together, in bytes of the normal form: in a long
 /// document everything occurs somewhere.

@@ -26,7 +26,7 @@ mod response;
 pub use detection::{
     Detection, DetectionId, EGRESS_LEARNED, EGRESS_UNLISTED, Family, INJECTION, Maturity, Rule,
 };
-pub use detectors::Detectors;
+pub use detectors::{Detectors, subject_of};
 pub use egress::{Learned, Suggestion};
 pub use injection::{Channel, Inspection, Reason, inspect};
 pub use policy::{DetectPolicy, EgressMode};

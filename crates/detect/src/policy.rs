@@ -28,6 +28,19 @@ pub struct DetectPolicy {
     pub signal_window: Duration,
     /// Most halts that are given by themselves within an hour.
     pub halts_per_hour_max: u32,
+    /// Whom this is about was released lately and is watched closely: see
+    /// [`DetectPolicy::tightened`].
+    pub watched: bool,
+}
+
+impl DetectPolicy {
+    /// The policy for those who are watched closely after a release: unlisted egress acts alone,
+    /// text with the shape of an injection asks a person however mild it is and with or without an
+    /// allowlist, and it is suspect from three quarters of the usual score on.
+    #[must_use]
+    pub fn tightened(&self) -> Self {
+        Self { watched: true, ..self.clone() }
+    }
 }
 
 impl Default for DetectPolicy {
@@ -37,6 +50,7 @@ impl Default for DetectPolicy {
             egress: EgressMode::Ask,
             signal_window: Duration::from_secs(60 * 60),
             halts_per_hour_max: 20,
+            watched: false,
         }
     }
 }

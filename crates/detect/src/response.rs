@@ -32,11 +32,14 @@ pub enum Response {
 /// Without an allowlist nothing is known to be foreign, and all is only reported. Unlisted egress
 /// alone asks, or acts where the owner has set `auto`. It acts when a second, independent signal
 /// lies within the window. Text with the shape of an injection alone asks when it is grave.
+///
+/// For those who are watched closely ([`DetectPolicy::tightened`]) unlisted egress alone acts, and
+/// whatever else is detected asks.
 pub fn assess(detections: &[Detection], policy: &DetectPolicy) -> Response {
     let Some(latest) = detections.iter().map(|detection| detection.received_at).max() else {
         return Response::Report;
     };
-    if policy.allowlist.is_none() {
+    if policy.allowlist.is_none() && !policy.watched {
         return Response::Report;
     }
     let recent =
@@ -52,9 +55,9 @@ pub fn assess(detections: &[Detection], policy: &DetectPolicy) -> Response {
     let grave = others.any(|detection| detection.severity >= estoppel_model::Severity::High);
     match (unlisted, second) {
         (true, true) => Response::Act,
-        (true, false) if policy.egress == EgressMode::Auto => Response::Act,
+        (true, false) if policy.egress == EgressMode::Auto || policy.watched => Response::Act,
         (true, false) => Response::Ask,
-        (false, _) if grave => Response::Ask,
+        (false, true) if grave || policy.watched => Response::Ask,
         (false, _) => Response::Report,
     }
 }

@@ -9,7 +9,7 @@ use estoppel_link::{
     Link, Refusal, Uploader, View,
     frame::{Outcome, Settlement},
 };
-use estoppel_model::{Event, Order, OrderId, Subject};
+use estoppel_model::{Event, Order, OrderId, Subject, Untrusted};
 
 /// The source of orders and the way of the records. No method waits for network or disk: all are
 /// called on the way of an agent's bytes.
@@ -22,6 +22,11 @@ pub trait Authority: fmt::Debug + Send + Sync + 'static {
 
     /// The order that blocks the destination for the subject. `host` is in normal form.
     fn blocked(&self, subject: &Subject, host: &str, port: u16) -> Option<Arc<Order>>;
+
+    /// Whom people are to call about a refusal; `None`: nobody was named.
+    fn contact(&self) -> Option<Untrusted<Arc<str>>> {
+        None
+    }
 
     /// Says that what the order reaches here has been cut.
     fn settled(&self, order: OrderId, settlement: Settlement);
@@ -55,6 +60,10 @@ impl Authority for LinkAuthority {
 
     fn blocked(&self, subject: &Subject, host: &str, port: u16) -> Option<Arc<Order>> {
         self.view.blocked(subject, host, port)
+    }
+
+    fn contact(&self) -> Option<Untrusted<Arc<str>>> {
+        self.view.contact()
     }
 
     fn settled(&self, order: OrderId, settlement: Settlement) {

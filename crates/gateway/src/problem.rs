@@ -1,14 +1,19 @@
 //! Answers to refused requests: problem documents (RFC 9457) that say what and why.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use estoppel_link::Refusal;
-use estoppel_model::Order;
+use estoppel_model::{Order, OrderBody, Untrusted};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use serde::Serialize;
 
 use crate::{credential::CredentialError, dial::DialError, flow::Cause};
+
+/// Longest contact that an answer repeats, in characters.
+const CONTACT_CHARS_MAX: usize = 300;
 
 /// The body of an answer: a document of ours, or the destination's own.
 pub(crate) type Body = Either<Full<Bytes>, Incoming>;
@@ -29,21 +34,35 @@ struct Document {
     destination: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order: Option<Ordered>,
+    /// Whom to call, made inert.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    contact: Option<String>,
 }
 
 /// What a client may know of an order that reaches it.
 #[derive(Debug, Serialize)]
 struct Ordered {
     id: String,
+    scope: String,
     reason: String,
     issued_by: String,
     issued_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    incident: Option<String>,
 }
 
 impl Problem {
     fn new(status: StatusCode, kind: &'static str, title: &'static str, detail: String) -> Self {
         let status = status.as_u16();
-        Self(Box::new(Document { kind, title, status, detail, destination: None, order: None }))
+        Self(Box::new(Document {
+            kind,
+            title,
+            status,
+            detail,
+            destination: None,
+            order: None,
+            contact: None,
+        }))
     }
 
     /// The request itself is wrong.
@@ -88,7 +107,17 @@ impl Problem {
             Cause::Order(order) => (
                 "urn:estoppel:problem:halted",
                 "An order forbids this",
-                format!("order {} reaches this request: {}", order.id, order.reason),
+                format!(
+                    "{} by {} since {}: {}",
+                    if matches!(order.body, OrderBody::Block { .. }) {
+                        "blocked"
+                    } else {
+                        "halted"
+                    },
+                    order.issued_by,
+                    order.issued_at,
+                    Untrusted::new(&order.reason).inline(300)
+                ),
                 Some(Ordered::of(order)),
             ),
             Cause::Refused(refusal) => (
@@ -108,6 +137,14 @@ impl Problem {
         problem.0.destination = Some(destination);
         problem.0.order = order;
         problem
+    }
+
+    /// Adds whom to call, where an order or the lease is the cause.
+    pub(crate) fn with_contact(mut self, contact: Option<Untrusted<Arc<str>>>) -> Self {
+        if self.0.status == StatusCode::FORBIDDEN.as_u16() {
+            self.0.contact = contact.map(|contact| contact.inline(CONTACT_CHARS_MAX));
+        }
+        self
     }
 
     /// The destination cannot be connected to.
@@ -169,9 +206,11 @@ impl Ordered {
     fn of(order: &Order) -> Self {
         Self {
             id: order.id.to_string(),
+            scope: order.scope.to_string(),
             reason: order.reason.clone(),
             issued_by: order.issued_by.to_string(),
             issued_at: order.issued_at.to_string(),
+            incident: order.incident.map(|incident| incident.to_string()),
         }
     }
 }

@@ -93,7 +93,7 @@ impl Proxy {
         let guard = self.flows.open(source, target, protocol, client);
         let connected = self.connect(&guard).await;
         match connected {
-            Err(problem) => problem.into_response(),
+            Err(problem) => problem.with_contact(self.flows.authority().contact()).into_response(),
             Ok(upstream) if tunnel => tunnel::accept(&self, guard, request, upstream),
             Ok(upstream) => forward::forward(&self, guard, request, upstream).await,
         }

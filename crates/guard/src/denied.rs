@@ -1,10 +1,17 @@
 //! What a refused agent is told: a text for its user, and the order for its program (row K4).
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use estoppel_link::Refusal;
-use estoppel_model::{Actor, IncidentId, Order, OrderBody, OrderId, Scope, ScopeSet, Timestamp};
+use estoppel_model::{
+    Actor, IncidentId, Order, OrderBody, OrderId, Scope, ScopeSet, Timestamp, Untrusted,
+};
 use serde::Serialize;
+
+/// Longest part of a reason that a refusal shows, in characters.
+const REASON_CHARS_MAX: usize = 300;
+/// Longest contact that it shows, in characters.
+const CONTACT_CHARS_MAX: usize = 300;
 
 /// The texts that an agent's user sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,9 +31,9 @@ impl Default for Texts {
     }
 }
 
-/// A step must not be. Shown, it is the text for the agent's user; as JSON it says all.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
-#[error("{message}")]
+/// A step must not be. Shown by `{}`, it is the text for the agent's user; by `{:#}` it says on one
+/// line who stopped it, why, since when, for which incident and whom to call; as JSON it says all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Denied {
     /// The text for the agent's user.
     pub message: Cow<'static, str>,
@@ -36,6 +43,38 @@ pub struct Denied {
     /// carries the room of its error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<Box<DeniedOrder>>,
+    /// Whom to call, in the words of the servers' owner, made inert for one line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contact: Option<Box<str>>,
+}
+
+impl std::error::Error for Denied {}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if !f.alternate() {
+            return Ok(());
+        }
+        match &self.order {
+            Some(order) => {
+                let by = match self.reason {
+                    DeniedReason::Blocked => "Blocked by",
+                    _ => "Halted by",
+                };
+                let reason = Untrusted::new(&order.reason).inline(REASON_CHARS_MAX);
+                write!(f, " {by} {} since {}: {reason}.", order.issued_by, order.issued_at)?;
+                if let Some(incident) = order.incident {
+                    write!(f, " Incident {incident}.")?;
+                }
+            }
+            None => write!(f, " {}.", self.reason.phrase())?,
+        }
+        match &self.contact {
+            Some(contact) => write!(f, " Call {contact}."),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Why a step must not be.
@@ -69,6 +108,21 @@ impl DeniedReason {
             Self::NotYetConnected => "not_yet_connected",
             Self::EventsFull => "events_full",
             Self::Closed => "closed",
+        }
+    }
+}
+
+impl DeniedReason {
+    /// The reason in a sentence, for people.
+    const fn phrase(self) -> &'static str {
+        match self {
+            Self::Halted => "A halt is in force",
+            Self::Blocked => "The destination is blocked",
+            Self::UnsupportedOrder => "An order is in force that this version does not know",
+            Self::LeaseLost => "No server has answered for longer than the lease",
+            Self::NotYetConnected => "No server has been reached yet",
+            Self::EventsFull => "There is no room to record the step",
+            Self::Closed => "The guard was closed",
         }
     }
 }
@@ -122,13 +176,14 @@ impl Cause {
     }
 
     /// What the agent is told.
-    pub(crate) fn denied(&self, texts: &Texts) -> Denied {
+    pub(crate) fn denied(&self, texts: &Texts, contact: Option<Untrusted<Arc<str>>>) -> Denied {
         let order = self.order();
         let global =
             order.is_some_and(|order| order.scope.iter().any(|scope| *scope == Scope::Global));
         Denied {
             message: if global { texts.global.clone() } else { texts.other.clone() },
             reason: self.reason(),
+            contact: contact.map(|contact| contact.inline(CONTACT_CHARS_MAX).into()),
             order: order.map(|order| {
                 Box::new(DeniedOrder {
                     id: order.id,
@@ -168,7 +223,8 @@ mod tests {
     #[test]
     fn the_texts_and_the_order_are_those_of_row_k4() {
         let check = |scope: &str, text: &str| {
-            let denied = Cause::Order(order(scope, r#""kind":"halt""#)).denied(&Texts::default());
+            let denied =
+                Cause::Order(order(scope, r#""kind":"halt""#)).denied(&Texts::default(), None);
             assert_eq!(denied.to_string(), text, "{scope}");
             assert_eq!(
                 serde_json::to_value(&denied).unwrap(),
@@ -194,15 +250,40 @@ mod tests {
     #[test]
     fn the_texts_can_be_chosen() {
         let texts = Texts { global: "Pause.".into(), other: "Paused.".into() };
-        let denied = Cause::Order(order("global", r#""kind":"halt""#)).denied(&texts);
+        let denied = Cause::Order(order("global", r#""kind":"halt""#)).denied(&texts, None);
         assert_eq!(denied.to_string(), "Pause.");
-        assert_eq!(Cause::Want(DeniedReason::LeaseLost).denied(&texts).to_string(), "Paused.");
+        assert_eq!(
+            Cause::Want(DeniedReason::LeaseLost).denied(&texts, None).to_string(),
+            "Paused."
+        );
+    }
+
+    /// K8: who, why, since when, which incident, whom to call; the owner's words stay on one line.
+    #[test]
+    fn a_refusal_says_who_why_since_when_and_whom_to_call() {
+        let contact: Arc<str> = "security on call, +49 30 1234\u{1b}[2J".into();
+        let contact = Some(Untrusted::new(contact));
+        let cause = Cause::Order(order("session:abc123", r#""kind":"halt""#));
+        let denied = cause.denied(&Texts::default(), contact.clone());
+        assert_eq!(
+            format!("{denied:#}"),
+            "Your agent session has been suspended. Halted by alice since \
+             2026-02-05T03:00:00.000000Z: suspected prompt injection. Incident \
+             01890a5d-ac96-774b-bcce-b302099a8058. Call security on call, +49 30 1234\\u{1b}[2J."
+        );
+        assert_eq!(denied.to_string(), Texts::default().other, "the user's text alone");
+        let json = serde_json::to_value(&denied).unwrap();
+        assert_eq!(json["contact"], "security on call, +49 30 1234\\u{1b}[2J");
+        let denied = Cause::Want(DeniedReason::LeaseLost).denied(&Texts::default(), contact);
+        assert!(format!("{denied:#}").contains("longer than the lease. Call security"));
+        let denied = Cause::Want(DeniedReason::Closed).denied(&Texts::default(), None);
+        assert!(!format!("{denied:#}").contains("Call"));
     }
 
     #[test]
     fn the_word_says_what_kind_of_order_it_was() {
         let check = |kind: &str, reason: &str| {
-            let denied = Cause::Order(order("session:a", kind)).denied(&Texts::default());
+            let denied = Cause::Order(order("session:a", kind)).denied(&Texts::default(), None);
             let json = serde_json::to_value(&denied).unwrap();
             assert_eq!((json["reason"].as_str(), denied.reason.as_str()), (Some(reason), reason));
         };

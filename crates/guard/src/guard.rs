@@ -280,6 +280,12 @@ impl Shared {
         }
     }
 
+    /// What the agent is told.
+    #[cold]
+    pub(crate) fn denied(&self, cause: &Cause) -> Denied {
+        cause.denied(&self.texts, self.view.contact())
+    }
+
     #[cold]
     fn refused(&self, subject: &Subject, cause: &Cause) -> Result<(), Denied> {
         let noted = (cause.reason(), cause.order().map(|order| order.id), subject.clone());
@@ -291,7 +297,7 @@ impl Shared {
             all.insert(noted)
         };
         let (decision, result) = match self.mode {
-            Mode::Enforce => ("denied", Err(cause.denied(&self.texts))),
+            Mode::Enforce => ("denied", Err(self.denied(cause))),
             Mode::Observe => ("would_stop", Ok(())),
         };
         if is_new {

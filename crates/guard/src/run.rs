@@ -44,7 +44,7 @@ impl Run {
         match run.shared.refusal(&run.running.subject, run.running.spec.destination.as_ref()) {
             Some(cause) if shared.mode == Mode::Enforce => {
                 run.leave(Leaving::NeverBegan);
-                let denied = cause.denied(&shared.texts);
+                let denied = shared.denied(&cause);
                 run.record(End::Denied(cause));
                 Err(StepError::Denied(denied))
             }
@@ -70,7 +70,7 @@ impl Run {
                 Ok(value)
             }
             Some(cause) => {
-                let denied = cause.denied(&self.shared.texts);
+                let denied = self.shared.denied(&cause);
                 self.record(End::Withheld(cause));
                 Err(StepError::Withheld(denied))
             }
@@ -83,7 +83,7 @@ impl Run {
         let Some(cause) = self.running.stopped_by().cloned() else {
             return StepError::RuntimeEnded;
         };
-        let denied = cause.denied(&self.shared.texts);
+        let denied = self.shared.denied(&cause);
         self.record(End::Cancelled(cause));
         StepError::Cancelled(denied)
     }
@@ -124,7 +124,7 @@ impl Shared {
     /// Blocking work was stopped: its step is over for its caller, and the work runs on.
     pub(crate) fn withhold(&self, running: &Running) -> StepError {
         let Some(cause) = running.stopped_by().cloned() else { return StepError::RuntimeEnded };
-        let denied = cause.denied(&self.texts);
+        let denied = self.denied(&cause);
         self.record(running, End::Withheld(cause));
         StepError::Withheld(denied)
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::{
     Assigned, Closed, Confirmed, ConfirmedStage, Contained, Detected, EvidenceAdded, Halted,
-    Joined, Noted, Opened, Paged, Released, RootCause,
+    Joined, Noted, Opened, Paged, Released, RootCause, Silent,
 };
 
 /// A body with its place in the ledger: what a claim refers to.
@@ -60,6 +60,12 @@ pub struct Enforcement {
     pub refusing_after_us: Option<u64>,
     /// The same until it had settled.
     pub settled_after_us: Option<u64>,
+    /// When it refused, by its own clock.
+    #[serde(default)]
+    pub refusing_at: Option<Timestamp>,
+    /// When it had settled, by its own clock.
+    #[serde(default)]
+    pub settled_at: Option<Timestamp>,
 }
 
 /// A run of a playbook for an incident.
@@ -117,6 +123,7 @@ pub struct IncidentView {
     /// Order → enforcer → what it said.
     pub enforcement: BTreeMap<OrderId, BTreeMap<EnforcerId, Enforcement>>,
     pub contained: Vec<Entry<Contained>>,
+    pub silent: Vec<Entry<Silent>>,
     pub releases: Vec<Entry<Released>>,
     pub pages: Vec<Entry<Paged>>,
     pub evidence: Vec<Entry<EvidenceAdded>>,
@@ -282,6 +289,7 @@ impl Incidents {
         on!(Halted, |view, body| view.halts.push(entry!(body)));
         on!(Confirmed, |view, body| confirm(view, seq, body));
         on!(Contained, |view, body| view.contained.push(entry!(body)));
+        on!(Silent, |view, body| view.silent.push(entry!(body)));
         on!(Released, |view, body| view.releases.push(entry!(body)));
         on!(Paged, |view, body| view.pages.push(entry!(body)));
         on!(EvidenceAdded, |view, body| view.evidence.push(entry!(body)));
@@ -312,6 +320,7 @@ impl Incidents {
                 halts: Vec::new(),
                 enforcement: BTreeMap::new(),
                 contained: Vec::new(),
+                silent: Vec::new(),
                 releases: Vec::new(),
                 pages: Vec::new(),
                 evidence: Vec::new(),
@@ -372,17 +381,26 @@ impl Incidents {
 }
 
 fn confirm(view: &mut IncidentView, seq: u64, body: Confirmed) {
-    let (stage, after_us) = (body.stage, body.after_us);
+    let (stage, after_us, at) = (body.stage, body.after_us, body.confirmed_at);
     let enforcement =
         view.enforcement.entry(body.order).or_default().entry(body.enforcer).or_insert_with(|| {
-            Enforcement { seq, last: body.clone(), refusing_after_us: None, settled_after_us: None }
+            Enforcement {
+                seq,
+                last: body.clone(),
+                refusing_after_us: None,
+                settled_after_us: None,
+                refusing_at: None,
+                settled_at: None,
+            }
         });
     match stage {
         ConfirmedStage::Refusing => {
             enforcement.refusing_after_us.get_or_insert(after_us);
+            enforcement.refusing_at.get_or_insert(at);
         }
         ConfirmedStage::Settled => {
             enforcement.settled_after_us.get_or_insert(after_us);
+            enforcement.settled_at.get_or_insert(at);
         }
         ConfirmedStage::Unsupported => {}
     }

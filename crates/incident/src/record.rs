@@ -325,6 +325,32 @@ impl Contained {
     }
 }
 
+/// Enforcers fell silent after an order was accepted: they refuse by themselves since their leases
+/// are over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Silent {
+    /// The incident.
+    pub incident: IncidentId,
+    /// The order.
+    pub order: OrderId,
+    /// The enforcers, at most 1,000.
+    pub enforcers: Vec<SilentEnforcer>,
+}
+
+/// One enforcer that fell silent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SilentEnforcer {
+    /// The enforcer.
+    pub enforcer: EnforcerId,
+    /// `guard`, `gateway` or `host`.
+    pub kind: String,
+    /// The enforcer's name for people.
+    pub name: Untrusted<String>,
+    /// When its lease was over at the latest, by the server's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_until: Option<Timestamp>,
+}
+
 /// Orders of the incident were released.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Released {
@@ -447,6 +473,10 @@ recorded!(Contained, "incident.contained", |it| Some(format!(
     it.incident,
     it.order,
     it.is_complete()
+)));
+recorded!(Silent, "incident.silent", |it| Some(format!(
+    "incident/{}/silent/{}",
+    it.incident, it.order
 )));
 recorded!(Released, "incident.released", |_it| None);
 recorded!(Paged, "incident.page", |_it| None);

@@ -7,6 +7,7 @@
 
 mod findings;
 mod gaps;
+mod proof;
 mod timeline;
 
 use std::time::Duration;
@@ -36,6 +37,7 @@ pub fn markdown(incident: &IncidentView, findings: &Findings) -> String {
     section("Summary", summary(incident, &moments));
     section("Timeline", timeline::section(incident, &moments));
     section("What was stopped", stopped(incident));
+    section("Proof of the stop", proof::section(incident));
     section("Data impact", impact(findings));
     section("Actions taken", actions(incident));
     section("Evidence", evidence(incident));

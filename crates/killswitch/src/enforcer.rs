@@ -20,8 +20,8 @@ pub use self::io::{Effect, Input, Keep, Kept, Profile};
 use crate::{
     Audience, Insert, Lease, Now, OrderSet, Signatures, Verdicts,
     frame::{
-        self, Hello, IDS_PER_FRAME_MAX, Outcome, PROTOCOL, Settlement, ToEnforcer, ToServer,
-        Welcome,
+        self, CONTACT_BYTES_MAX, Hello, IDS_PER_FRAME_MAX, Outcome, PROTOCOL, Settlement,
+        ToEnforcer, ToServer, Welcome,
     },
 };
 
@@ -49,6 +49,7 @@ pub struct Enforcer {
     server_key: Option<String>,
     tenant: Option<EntityId>,
     checkpoint: Option<String>,
+    contact: Option<String>,
     orders: OrderSet,
     lease: Lease,
     /// Whether `LeaseLost` was said last.
@@ -81,13 +82,14 @@ impl Enforcer {
     /// An enforcer that starts, and for how many of the kept orders the signature was wrong: those
     /// are left out, and whoever kept them should be doubted.
     pub fn new(profile: Profile, signatures: Box<dyn Signatures>, kept: Kept) -> (Self, usize) {
-        let Kept { server_key, tenant, checkpoint, orders } = kept;
+        let Kept { server_key, tenant, checkpoint, contact, orders } = kept;
         let mut this = Self {
             profile,
             signatures,
             server_key,
             tenant,
             checkpoint,
+            contact,
             orders: OrderSet::default(),
             lease: Lease::default(),
             lost: true,
@@ -173,6 +175,11 @@ impl Enforcer {
         self.tenant.as_ref()
     }
 
+    /// Whom people are to call, as far as a server has said.
+    pub fn contact(&self) -> Option<&str> {
+        self.contact.as_deref()
+    }
+
     /// When the lease is over; `None` before the first.
     pub const fn lease_until(&self) -> Option<Boottime> {
         self.lease.until()
@@ -196,6 +203,7 @@ impl Enforcer {
             server_key: self.server_key.clone(),
             tenant: self.tenant.clone(),
             checkpoint: self.checkpoint.clone(),
+            contact: self.contact.clone(),
             orders,
         }
     }
@@ -285,6 +293,12 @@ impl Enforcer {
         {
             effects.push(Effect::Keep(Keep::Checkpoint(checkpoint.clone())));
             self.checkpoint = Some(checkpoint);
+        }
+        // Longer than it may be, it is nobody's word and left out.
+        let contact = welcome.contact.filter(|contact| contact.len() <= CONTACT_BYTES_MAX);
+        if self.contact != contact {
+            effects.push(Effect::Keep(Keep::Contact(contact.clone())));
+            self.contact = contact;
         }
         self.lease_duration = Duration::from_millis(welcome.lease_ms);
         self.ping_every = Duration::from_millis(welcome.ping_ms).max(PING_MIN);

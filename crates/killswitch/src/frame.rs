@@ -23,6 +23,9 @@ pub const IDS_PER_FRAME_MAX: usize = 50_000;
 /// Longest text of an order, in bytes.
 pub const ORDER_BYTES_MAX: usize = 256 * 1024;
 
+/// Longest [`Welcome::contact`], in bytes.
+pub const CONTACT_BYTES_MAX: usize = 300;
+
 /// Which enforcement point an enforcer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -91,6 +94,10 @@ pub struct Welcome {
     /// The ledger's checkpoint, a C2SP signed note.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
+    /// Whom to call, in the owner's words: enforcers show it with each refusal. At most
+    /// [`CONTACT_BYTES_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contact: Option<String>,
 }
 
 /// What an enforcer sends.
@@ -215,6 +222,10 @@ pub struct Settlement {
     pub containment: Option<String>,
     /// The enforcer observes only: this is what it would have stopped.
     pub observed_only: bool,
+    /// Of a drill's canary alone ([`crate::canary_of`]): whether this enforcer's own check refuses
+    /// it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary_refused: Option<bool>,
 }
 
 impl Settlement {

@@ -12,6 +12,7 @@
 //! and made through [`Signatures`] and [`Signer`].
 
 mod audience;
+mod canary;
 mod cow_map;
 mod digest;
 mod lease;
@@ -27,6 +28,7 @@ pub mod invariant;
 pub mod server;
 
 pub use audience::{Audience, reaches};
+pub use canary::{DRILL_ACTOR, SERVER_ACTOR_PREFIX, canary_of, canary_scope, is_drill};
 pub use digest::Digest;
 pub use lease::{LEASE_MAX, Lease};
 pub use order_set::{Added, Insert, OrderSet};

@@ -137,6 +137,7 @@ pub struct Switch {
     /// No ping is answered.
     holds_leases: bool,
     checkpoint: Option<String>,
+    contact: Option<String>,
 }
 
 impl std::fmt::Debug for Switch {
@@ -174,6 +175,7 @@ impl Switch {
             staleness: Duration::ZERO,
             holds_leases: false,
             checkpoint: None,
+            contact: None,
         };
         (this, wrong)
     }
@@ -268,6 +270,12 @@ impl Switch {
     /// Sets the ledger's checkpoint, a C2SP signed note, that enforcers are given at hello.
     pub fn set_checkpoint(&mut self, checkpoint: String) {
         self.checkpoint = Some(checkpoint);
+    }
+
+    /// Sets whom people are to call, which enforcers are given at hello; at most
+    /// [`crate::frame::CONTACT_BYTES_MAX`] bytes.
+    pub fn set_contact(&mut self, contact: Option<String>) {
+        self.contact = contact;
     }
 
     /// All orders.

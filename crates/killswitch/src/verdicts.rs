@@ -63,6 +63,11 @@ impl Verdicts {
         self.watches.earliest(subject)
     }
 
+    /// Whether anybody at all is watched closely.
+    pub fn watches(&self) -> bool {
+        !self.watches.is_empty()
+    }
+
     /// The halts given for at least these scopes, earliest first: of `session:a`, also one for
     /// `session:a + user:u`, but none for `global`.
     pub fn halts_at(&self, scopes: &ScopeSet) -> Vec<Arc<Order>> {
@@ -215,6 +220,10 @@ impl Reach {
                 }
             }
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.global.is_empty() && self.by_name.len() == 0
     }
 
     fn named(&self, kind: Kind, id: &EntityId) -> Option<&Sorted> {

@@ -145,7 +145,14 @@ impl Link {
 
     /// Says that the order's work in flight has ended here: the second stage of a confirmation.
     /// The first stage the link sends itself. Said again, the last word counts.
-    pub fn settled(&self, order: OrderId, settlement: Settlement) {
+    ///
+    /// Of a drill's canary the link adds whether this enforcer's own check refuses it.
+    pub fn settled(&self, order: OrderId, mut settlement: Settlement) {
+        if let Some((canary, subject)) = self.station.canary(order) {
+            let view = self.view();
+            let refused = view.halted_by(&canary, &subject) && view.check(&subject).is_err();
+            settlement.canary_refused = Some(refused);
+        }
         self.station.step(Input::Settled { order, settlement });
     }
 

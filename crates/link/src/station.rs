@@ -11,12 +11,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 use estoppel_killswitch::{
-    Now,
+    Now, canary_of,
     enforcer::{Effect, Enforcer, Input, Keep},
     frame::{Action, ActionResult, Outcome, ToServer},
     invariant::{EnforcerWatch, Tally},
 };
-use estoppel_model::{Boottime, Clock, EnforcerId, Order};
+use estoppel_model::{Boottime, Clock, EnforcerId, Order, OrderId, Subject};
 use tokio::sync::{Notify, watch};
 use url::Url;
 
@@ -90,8 +90,12 @@ impl Station {
         damage: Option<String>,
     ) -> Self {
         let doubted = damage.is_some();
-        let published =
-            Published { verdicts: enforcer.verdicts().clone(), lease_until: None, doubted };
+        let published = Published {
+            verdicts: enforcer.verdicts().clone(),
+            lease_until: None,
+            doubted,
+            contact: enforcer.contact().map(Arc::from),
+        };
         let tally = Arc::new(Tally::default());
         let state = State {
             enforcer,
@@ -228,6 +232,13 @@ impl Station {
         &self.tally
     }
 
+    /// The order and whom it halts, if it is a drill's canary.
+    pub(crate) fn canary(&self, order: OrderId) -> Option<(Arc<Order>, Subject)> {
+        let order = Arc::clone(self.lock().enforcer.orders().order(order)?);
+        let subject = canary_of(&order)?;
+        Some((order, subject))
+    }
+
     pub(crate) fn standing(&self) -> Standing {
         let state = self.lock();
         let in_sync = state.enforcer.is_in_sync();
@@ -311,6 +322,7 @@ impl Station {
             verdicts: state.enforcer.verdicts().clone(),
             lease_until: state.enforcer.lease_until(),
             doubted: state.doubted,
+            contact: state.enforcer.contact().map(Arc::from),
         }));
     }
 

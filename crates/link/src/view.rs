@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc};
 
 use arc_swap::ArcSwap;
 use estoppel_killswitch::{Verdicts, reaches};
-use estoppel_model::{Boottime, Clock, Limit, Order, OrderBody, Subject};
+use estoppel_model::{Boottime, Clock, Limit, Order, OrderBody, Subject, Untrusted};
 
 use crate::OnLost;
 
@@ -29,13 +29,15 @@ pub(crate) struct Published {
     /// What was kept over the restart is damaged: a halt may be missing, so nothing goes before a
     /// server has said what is ordered.
     pub(crate) doubted: bool,
+    /// Whom to call, in the owner's words.
+    pub(crate) contact: Option<Arc<str>>,
 }
 
 /// Why a subject must not act.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
     /// A halt reaches it.
-    #[error("halted by order {}", .0.id)]
+    #[error("halted by {} since {}: {} (order {})", .0.issued_by, .0.issued_at, inline(&.0.reason), .0.id)]
     Halted(Arc<Order>),
     /// An order of a kind that this version does not know reaches it.
     #[error("order {} is of a kind that this version does not know: update this enforcer", .0.id)]
@@ -46,6 +48,11 @@ pub enum Refusal {
     /// No server has answered since the start.
     #[error("no server has been reached yet")]
     NotYetConnected,
+}
+
+/// The reason of an order on one line.
+fn inline(reason: &str) -> String {
+    Untrusted::new(reason).inline(300)
 }
 
 impl View {
@@ -85,6 +92,12 @@ impl View {
     /// The earliest order by which the subject is watched closely.
     pub fn watched(&self, subject: &Subject) -> Option<Arc<Order>> {
         self.published.load().verdicts.watched(subject).cloned()
+    }
+
+    /// Whom people are to call about a refusal, in the words of the servers' owner. Printed only
+    /// through [`Untrusted`]: the owner's hand may slip.
+    pub fn contact(&self) -> Option<Untrusted<Arc<str>>> {
+        self.published.load().contact.clone().map(Untrusted::new)
     }
 
     /// Whether the order stops the subject and has not ended.

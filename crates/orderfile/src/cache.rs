@@ -84,12 +84,13 @@ impl<D: Folder> OrderCache<D> {
     /// # Errors
     /// When the disk refuses; what was there before is there still, or all of this is.
     pub fn replace(&mut self, kept: Kept) -> io::Result<()> {
-        let Kept { server_key, tenant, checkpoint, orders } = kept;
+        let Kept { server_key, tenant, checkpoint, contact, orders } = kept;
         let things = server_key
             .map(Keep::ServerKey)
             .into_iter()
             .chain(std::iter::once(Keep::Tenant(tenant)))
             .chain(checkpoint.map(Keep::Checkpoint))
+            .chain(std::iter::once(Keep::Contact(contact)))
             .chain(orders.into_iter().map(Keep::Order));
         let lines = things.map(|thing| line::encode(&thing)).collect::<Result<String, _>>()?;
         let mut file = self.folder.create(UNFINISHED)?;
@@ -113,6 +114,7 @@ fn read(content: &[u8]) -> Found {
             Some(Keep::ServerKey(key)) => found.kept.server_key = Some(key),
             Some(Keep::Tenant(tenant)) => found.kept.tenant = tenant,
             Some(Keep::Checkpoint(checkpoint)) => found.kept.checkpoint = Some(checkpoint),
+            Some(Keep::Contact(contact)) => found.kept.contact = contact,
             Some(Keep::Order(order)) => found.kept.orders.push(order),
             None => found.damaged += 1,
         }

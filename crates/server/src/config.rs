@@ -7,7 +7,7 @@ use estoppel_detect::EgressMode;
 use estoppel_eventlog::{OnSync, Options, WorkerCommand};
 use estoppel_model::{Clock, SystemClock};
 
-use crate::{PublicUrl, RedisConfig, StartError, TlsFiles, moment::AtMoment};
+use crate::{PublicUrl, RedisConfig, StartError, TlsFiles, moment::AtMoment, release::TwoPersons};
 
 /// What unlisted egress alone leads to, once an allowlist is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,6 +45,12 @@ pub struct ServerConfig {
     pub public_url: Option<PublicUrl>,
     /// How long an enforcer may go on without an answer.
     pub lease: Duration,
+    /// Whom people are to call, shown with every refusal; at most 300 bytes.
+    pub contact: Option<String>,
+    /// Which halts need two persons to be released.
+    pub two_persons: TwoPersons,
+    /// How often the kill switch is drilled by itself; `None`: never.
+    pub drill_every: Option<Duration>,
     /// What unlisted egress alone leads to.
     pub egress: EgressResponse,
     /// Most halts that detections may give by themselves in an hour.
@@ -90,6 +96,9 @@ impl ServerConfig {
             metrics_listen: None,
             public_url: None,
             lease: Duration::from_secs(15),
+            contact: None,
+            two_persons: TwoPersons::default(),
+            drill_every: None,
             egress: EgressResponse::Ask,
             automatic_halts_per_hour: 20,
             gateway_mode: "observe".to_owned(),

@@ -1,5 +1,6 @@
 //! Releases what was halted until a time. No enforcer ends a halt by its own clock: the server
-//! appends a release that names it.
+//! appends a release that names it. The wall clock decides: one that is set back makes a halt longer.
+//! While the ledger does not answer nothing is released; it is tried again each second.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use estoppel_api::ReleaseRequest;
 use estoppel_model::{Actor, Order, OrderBody};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Server, http::kill_switch::give_release};
+use crate::{Server, release};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const ACTOR: &str = "estoppel:until";
@@ -38,8 +39,9 @@ pub(crate) async fn run(server: Server, stop: CancellationToken) {
                 reason: "the time that was set for it is over".to_owned(),
                 halts: Some(vec![order.id]),
                 id: None,
+                watch_seconds: None,
             };
-            if let Err(error) = give_release(&server, request, actor.clone(), None).await {
+            if let Err(error) = release::by_server(&server, request, actor.clone()).await {
                 tracing::warn!(order = %order.id, %error, "a halt outlasts its time: it is not released yet");
             }
         }

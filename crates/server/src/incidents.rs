@@ -15,10 +15,10 @@ use estoppel_incident::{
     IncidentView, keys,
     record::{
         Confirmed, ConfirmedStage, Contained, Halted, Joined, Opened, PageResult, Paged, Released,
-        Source,
+        Silent, SilentEnforcer, Source,
     },
 };
-use estoppel_killswitch::{frame::Stage, server::HaltCount};
+use estoppel_killswitch::{frame::Stage, is_drill, server::HaltCount};
 use estoppel_model::{
     Actor, Clock, IncidentId, IncidentNumber, NewRecord, Order, OrderBody, OrderId, Scope,
     ScopeSet, Severity, Subject, Untrusted,
@@ -34,6 +34,8 @@ use crate::{
 
 /// How long a page waits for the ledger to give the incident its number.
 const NUMBER_WAIT: Duration = Duration::from_millis(300);
+/// Most enforcers that are recorded as silent.
+const SILENT_MAX: usize = 1_000;
 /// Incidents that were opened in memory and are not in the ledger yet.
 const OPENING_MAX: usize = 1_024;
 
@@ -289,7 +291,7 @@ impl Incidents {
     /// A halt that an enforcer handed back, such as one given on its host: opens or joins an
     /// incident and pages, as every activation does.
     pub(crate) fn handed_back(&self, order: &Arc<Order>) {
-        if !matches!(order.body, OrderBody::Halt { .. }) {
+        if !matches!(order.body, OrderBody::Halt { .. }) || is_drill(order) {
             return;
         }
         let chosen = self.choose(Some(&order.scope), &Subject::default(), order.incident);
@@ -386,6 +388,9 @@ impl Incidents {
             settled: count.settled as u64,
             by_lease: count.by_lease as u64,
         };
+        if count.by_lease > 0 {
+            self.silent(order, incident).await;
+        }
         self.write(contained.record(self.0.clock.now())).await;
     }
 
@@ -399,6 +404,23 @@ impl Incidents {
             }
             Err(error) => tracing::error!(%error, "what an order came to cannot be written"),
         }
+    }
+
+    /// Records who did not answer, and when their leases were over.
+    async fn silent(&self, order: OrderId, incident: IncidentId) {
+        let Ok(Some((progress, _))) = self.0.switchboard.progress(order).await else { return };
+        let silent = progress.enforcers.iter().filter(|word| word.expected && word.by_lease);
+        let enforcers = silent
+            .take(SILENT_MAX)
+            .map(|word| SilentEnforcer {
+                enforcer: word.enforcer,
+                kind: format!("{:?}", word.kind).to_lowercase(),
+                name: Untrusted::new(word.name.clone()),
+                lease_until: word.lease_until,
+            })
+            .collect();
+        let silent = Silent { incident, order, enforcers };
+        self.write(silent.record(self.0.clock.now())).await;
     }
 
     /// Pages in the background.

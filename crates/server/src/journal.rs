@@ -46,6 +46,10 @@ pub(crate) struct State {
     pub runs: Runs,
     /// The allowlist's entries, `None` while egress is learned.
     pub allowlist: Option<Vec<String>>,
+    /// Releases that wait, or waited, for a second person.
+    pub release_requests: crate::release::Requests,
+    /// Drills of the kill switch.
+    pub drills: crate::drill::Drills,
     /// Orders that the ledger has.
     pub orders: std::collections::HashSet<estoppel_model::OrderId>,
     /// How many records are folded in.
@@ -56,6 +60,8 @@ impl State {
     fn apply(&mut self, record: &Record) {
         self.incidents.apply(record);
         self.runs.apply(record);
+        self.release_requests.apply(record);
+        self.drills.apply(record);
         if record.kind == AllowlistSet::KIND {
             match record.parse::<AllowlistSet>() {
                 Ok(set) => self.allowlist = set.domains,

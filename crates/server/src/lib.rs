@@ -11,6 +11,7 @@
 pub mod backup;
 mod config;
 mod credential;
+mod drill;
 mod expiry;
 mod feed;
 mod files;
@@ -25,6 +26,7 @@ mod moment;
 mod order;
 mod pages;
 mod plan;
+mod release;
 mod responder;
 mod resume;
 mod roster;
@@ -33,6 +35,7 @@ mod spool;
 mod switchboard;
 mod token;
 mod vault;
+mod watched;
 
 use std::{
     collections::HashMap,
@@ -47,6 +50,7 @@ use estoppel_detect::DetectPolicy;
 use estoppel_eventlog::{AllowedDestination, EventLog, SqlLimits};
 use estoppel_extract::Allowlist;
 use estoppel_killswitch::{
+    frame::CONTACT_BYTES_MAX,
     invariant::{Count, Invariant},
     server::SwitchConfig,
 };
@@ -63,6 +67,7 @@ pub use key::{NodeKey, verify as verify_order};
 pub use mirror::{RedisConfig, RedisConfigError};
 pub use moment::{AtMoment, Moment};
 pub use pages::site::{PublicUrl, PublicUrlError};
+pub use release::TwoPersons;
 pub use token::{WishError, create_locally as create_token_locally};
 
 use http::{
@@ -150,6 +155,9 @@ pub enum StartError {
     /// A thread cannot be started.
     #[error("a thread cannot be started")]
     Runtime(#[source] std::io::Error),
+    /// The switchboard's thread has ended right away.
+    #[error("the switchboard's thread has ended")]
+    Ended,
     /// A playbook is at fault.
     #[error("playbook `{name}` is at fault:\n{source}")]
     Playbook {
@@ -183,6 +191,7 @@ struct Inner {
     events_failed: OnceLock<String>,
     responder: Responder,
     incidents: Incidents,
+    drill_gate: drill::Gate,
     vault: Vault,
     mirror: OnceLock<MirrorState>,
     allowlist: RwLock<Option<Arc<Allowlist>>>,
@@ -343,7 +352,10 @@ impl Server {
                 ..DetectPolicy::default()
             },
             &config.playbook()?,
+            switchboard.watched(),
         )?;
+        let contact = config.contact.clone().filter(|it| it.len() <= CONTACT_BYTES_MAX);
+        switchboard.set_contact(contact).await.map_err(|_| StartError::Ended)?;
         let pager = config.pager.clone();
         let tasks = TaskTracker::new();
         let metrics = Arc::new(Metrics::new());
@@ -377,6 +389,7 @@ impl Server {
             events_failed: OnceLock::new(),
             responder,
             incidents,
+            drill_gate: drill::Gate::default(),
             vault,
             mirror: OnceLock::new(),
             allowlist: RwLock::new(None),
@@ -519,6 +532,7 @@ impl Server {
             let (draining, tasks) = (&self.0.draining, &self.0.tasks);
             tasks.spawn(runs::drive(self.clone(), draining.clone()));
             tasks.spawn(feed::checkpoints(self.clone(), draining.clone()));
+            tasks.spawn(drill::keep(self.clone(), draining.clone()));
         }
         self.0.recovered.cancel();
     }
@@ -629,6 +643,10 @@ impl Server {
 
     pub(crate) fn incidents(&self) -> &Incidents {
         &self.0.incidents
+    }
+
+    pub(crate) fn drill_gate(&self) -> &drill::Gate {
+        &self.0.drill_gate
     }
 
     pub(crate) fn vault(&self) -> &Vault {

@@ -15,7 +15,7 @@ use std::{
 
 use estoppel_api::AllowlistSuggestion;
 use estoppel_detect::{
-    Decision, DetectPolicy, Detection, Detectors, EGRESS_LEARNED, Response, Responses,
+    Decision, DetectPolicy, Detection, Detectors, EGRESS_LEARNED, Response, Responses, subject_of,
 };
 use estoppel_extract::Allowlist;
 use estoppel_incident::record::{Detected, IncidentKind, Opened, Source};
@@ -32,6 +32,7 @@ use crate::{
     Server, StartError,
     incidents::{Chosen, Page},
     journal::JournalError,
+    watched::Watched,
 };
 
 /// Detections that wait to be answered; more are recorded in their events and answered by nobody.
@@ -52,6 +53,7 @@ pub(crate) struct Responder {
     /// Incidents whose run is on its way to the ledger.
     starting: Mutex<HashSet<IncidentId>>,
     found: mpsc::Sender<Found>,
+    watched: Watched,
 }
 
 /// A detection that is to be answered.
@@ -84,6 +86,7 @@ impl Responder {
     pub(crate) fn new(
         policy: DetectPolicy,
         playbook: &str,
+        watched: Watched,
     ) -> Result<(Self, mpsc::Receiver<Found>), StartError> {
         let playbook = Playbook::parse(playbook)
             .map_err(|source| StartError::Playbook { name: PLAYBOOK, source: Box::new(source) })?;
@@ -96,6 +99,7 @@ impl Responder {
             actor: Actor::new(ACTOR).map_err(|_| StartError::Random)?,
             starting: Mutex::default(),
             found,
+            watched,
         };
         Ok((responder, detections))
     }
@@ -103,13 +107,20 @@ impl Responder {
     /// Lets the detectors see events, before these are written; what they find is written into the
     /// events themselves.
     pub(crate) fn observe(&self, events: &mut [ReceivedEvent]) -> Findings {
-        let policy = self.policy();
+        let (policy, watched) = (self.policy(), self.watched.now());
+        let tightened = watched.watches().then(|| policy.tightened());
         let mut findings = Findings::default();
         for event in events {
+            let policy = match &tightened {
+                Some(tightened) if watched.watched(&subject_of(&event.event)).is_some() => {
+                    tightened
+                }
+                _ => &*policy,
+            };
             // A panic of a detector must not take the ones after it along: its state is bounded
             // caches, which are sound after any of their steps.
             let mut detectors = self.detectors.lock().unwrap_or_else(PoisonError::into_inner);
-            let found = detectors.observe(event, &policy);
+            let found = detectors.observe(event, policy);
             drop(detectors);
             if found.is_empty() {
                 continue;
@@ -173,7 +184,11 @@ impl Responder {
 
     /// What follows from a detection.
     fn respond(&self, detection: &Detection) -> Decision {
-        let policy = self.policy();
+        let policy = if self.watched.covers(&detection.subject) {
+            Arc::new(self.policy().tightened())
+        } else {
+            self.policy()
+        };
         self.responses.lock().unwrap_or_else(PoisonError::into_inner).respond(detection, &policy)
     }
 

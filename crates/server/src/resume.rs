@@ -12,6 +12,7 @@ use std::{
 };
 
 use estoppel_incident::record::{Detected, Opened};
+use estoppel_killswitch::is_drill;
 use estoppel_model::{NewRecord, Order, OrderBody, OrderId, journal::RunStarted};
 
 use crate::{Server, incidents::Page, journal::JournalError, responder::is_running};
@@ -51,7 +52,9 @@ pub(crate) async fn in_force(
         let stops = switch
             .orders()
             .in_force()
-            .filter(|order| matches!(order.body, OrderBody::Halt { .. } | OrderBody::Block { .. }));
+            .filter(|order| matches!(order.body, OrderBody::Halt { .. } | OrderBody::Block { .. }))
+            // A canary that a crash left behind concerns nobody: the drills end it.
+            .filter(|order| !is_drill(order));
         stops.cloned().collect()
     });
     question.await

@@ -29,7 +29,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{StartError, order::Notary, spool::Spool};
+use crate::{StartError, order::Notary, spool::Spool, watched::Watched};
 
 /// Orders and questions that wait for the thread.
 const ORDERS_WAITING_MAX: usize = 4_096;
@@ -119,6 +119,7 @@ pub(crate) struct Switchboard {
     jobs: mpsc::Sender<Job>,
     frames: mpsc::Sender<Input>,
     next_connection: Arc<AtomicU64>,
+    watched: Watched,
     tally: Arc<Tally>,
     orders: broadcast::Sender<Arc<Order>>,
 }
@@ -141,6 +142,7 @@ struct Desk {
     waiting: HashMap<Uuid, oneshot::Sender<Outcome>>,
     news: mpsc::Sender<News>,
     orders: broadcast::Sender<Arc<Order>>,
+    watched: Watched,
 }
 
 impl Switchboard {
@@ -170,6 +172,8 @@ impl Switchboard {
         if wrong > 0 {
             tracing::error!(wrong, "orders of the spool contradict one another or cannot be read");
         }
+        let watched = Watched::default();
+        watched.publish(switch.verdicts());
         let watch = ServerWatch::default();
         let tally = Arc::clone(watch.tally());
         let mut desk = Desk {
@@ -183,6 +187,7 @@ impl Switchboard {
             waiting: HashMap::new(),
             news,
             orders: orders.clone(),
+            watched: watched.clone(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -212,7 +217,7 @@ impl Switchboard {
             .spawn(move || runtime.block_on(work))
             .map_err(StartError::Runtime)?;
         let next_connection = Arc::new(AtomicU64::new(0));
-        Ok((Self { jobs, frames, next_connection, tally, orders }, news_out))
+        Ok((Self { jobs, frames, next_connection, watched, tally, orders }, news_out))
     }
 
     /// Counts which invariants were checked, without asking the thread.
@@ -321,6 +326,16 @@ impl Switchboard {
         self.call(move |desk| desk.switch.set_checkpoint(note)).await
     }
 
+    /// Whom people are to call, which enforcers get at hello.
+    pub(crate) async fn set_contact(&self, contact: Option<String>) -> Result<(), Ended> {
+        self.call(move |desk| desk.switch.set_contact(contact)).await
+    }
+
+    /// Who is watched closely.
+    pub(crate) fn watched(&self) -> Watched {
+        self.watched.clone()
+    }
+
     /// Takes a connection in; what is to be sent to it comes out of the receiver, and its end means
     /// that it is to be closed.
     pub(crate) async fn connect(
@@ -398,6 +413,7 @@ impl Desk {
         let (submitted, effects) = self.switch.submit(signed, self.now())?;
         let violations = self.watch.submitted(&self.switch, in_force, &submitted, &effects);
         self.carry_out_with(effects, follows);
+        self.watched.publish(self.switch.verdicts());
         report(violations);
         let (order, expected, repeated) = match submitted {
             Submitted::New { order, expected, .. } => (order, expected, false),
@@ -413,6 +429,7 @@ impl Desk {
         let (submitted, effects) = self.switch.submit_recorded(signed.clone(), self.now())?;
         let violations = self.watch.submitted(&self.switch, in_force, &submitted, &effects);
         self.carry_out(effects);
+        self.watched.publish(self.switch.verdicts());
         report(violations);
         if matches!(submitted, Submitted::New { .. }) {
             self.persist(signed, Vec::new());
@@ -467,6 +484,7 @@ impl Desk {
                 }
                 Effect::HandedBack { enforcer, order } => {
                     tracing::warn!(%enforcer, order = %order.id, "an enforcer handed back an order that was missing here");
+                    self.watched.publish(self.switch.verdicts());
                     self.tell(News::HandedBack { order });
                 }
                 Effect::Rejected { connection, reason } => {

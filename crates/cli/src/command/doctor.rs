@@ -2,6 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
+use estoppel_api::DrillOutcome;
 use estoppel_host::{NetworkMode, Prepared, RunConfig};
 use estoppel_model::{Secret, Subject};
 use serde::Serialize;
@@ -135,6 +136,34 @@ fn data(folder: &Path) -> Check {
     }
 }
 
+/// Whether the kill switch was tried, how long it took, and who can reach it (row A1).
+fn drilled(status: &estoppel_api::Status) -> Check {
+    let who = format!("; may halt: {}", status.on_call.join(", "));
+    let check = |level, found: String, mend| Check {
+        name: "kill switch",
+        level,
+        found: format!("{found}{who}"),
+        mend,
+    };
+    match &status.drills.last {
+        None => check(
+            Level::Gap,
+            "was never drilled".to_owned(),
+            Some("run `estoppel drill kill-switch`, or set `drill_every` in `[serve]`"),
+        ),
+        Some(last) if last.outcome != DrillOutcome::Passed => check(
+            Level::Fault,
+            format!("last drill {}", super::drill::line(last)),
+            Some("mend what is named, then `estoppel drill kill-switch`"),
+        ),
+        Some(last) => {
+            let level = if status.drills.overdue { Level::Gap } else { Level::Ok };
+            let mend = status.drills.overdue.then_some("a drill is overdue: see the server's log");
+            check(level, format!("last drill {}", super::drill::line(last)), mend)
+        }
+    }
+}
+
 /// What a running server says of itself.
 fn server(connect: &Connect) -> Result<Vec<Check>> {
     let name = "server";
@@ -183,6 +212,7 @@ fn server(connect: &Connect) -> Result<Vec<Check>> {
             mend: (!good).then_some("docs/redis.md names what its user must be permitted; halts by Estoppel do not need it"),
         }
     }));
+    checks.push(drilled(&status));
     checks.extend(status.warnings.iter().map(|warning| Check {
         name: "server",
         level: Level::Gap,

@@ -1,12 +1,10 @@
 //! `halt`, `release`, `kill-task`, `block`.
 
-use std::{
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{process::ExitCode, time::Duration};
 
 use estoppel_api::{
-    BlockRequest, Client, Durable, HaltAccepted, HaltRequest, HaltState, HaltStatus, ReleaseRequest,
+    ApproveReleaseRequest, BlockRequest, Client, Durable, HaltAccepted, HaltRequest,
+    ReleaseAccepted, ReleaseRequest,
 };
 use estoppel_host::control::{LocalReport, halt_local};
 use estoppel_model::{Kind, OrderId, Scope, SystemClock};
@@ -18,9 +16,6 @@ use crate::{
     output::{Output, inline},
 };
 
-/// How often `--wait` asks.
-const POLL: Duration = Duration::from_millis(50);
-
 /// `estoppel halt`.
 pub(crate) async fn halt(args: HaltArgs, connect: &Connect, output: &Output) -> Result {
     let mut request = HaltRequest::new(union(args.scope)?, args.reason);
@@ -28,7 +23,8 @@ pub(crate) async fn halt(args: HaltArgs, connect: &Connect, output: &Output) -> 
     let client = connect.client()?;
     let accepted = send(&client, &request, output).await?;
     if args.wait {
-        return wait(&client, &accepted, Duration::from_secs(args.timeout), output).await;
+        return super::wait::wait(&client, &accepted, Duration::from_secs(args.timeout), output)
+            .await;
     }
     output.answer(&accepted, said)?;
     Ok(ExitCode::SUCCESS)
@@ -66,62 +62,52 @@ fn said(accepted: &HaltAccepted) -> String {
     )
 }
 
-async fn wait(
-    client: &Client,
-    accepted: &HaltAccepted,
-    limit: Duration,
-    output: &Output,
-) -> Result {
-    let begun = Instant::now();
-    let mut shown = String::new();
-    loop {
-        let status = client.halt_status(accepted.id).await?;
-        let line = progress(&status);
-        if line != shown && !output.is_json() {
-            output.note(&format!("{:7.3} s  {line}", begun.elapsed().as_secs_f64()));
-            shown = line;
-        }
-        let settled = matches!(status.state, HaltState::Settled | HaltState::Released);
-        if settled || begun.elapsed() >= limit {
-            output.answer(&status, super::status::halt_lines)?;
-            return Ok(if settled { ExitCode::SUCCESS } else { Exit::NotSettled.into() });
-        }
-        tokio::time::sleep(POLL).await;
-    }
-}
-
-/// One line on how far a halt is.
-fn progress(status: &HaltStatus) -> String {
-    format!(
-        "{} of {} refuse, {} settled, {} by lease",
-        status.refusing, status.expected, status.settled, status.by_lease
-    )
-}
-
 /// `estoppel release`.
 pub(crate) async fn release(args: ReleaseArgs, connect: &Connect, output: &Output) -> Result {
-    let halts = (!args.halts.is_empty()).then_some(args.halts);
-    let request = ReleaseRequest {
-        scope: union(args.scope)?,
-        reason: args.reason,
-        halts,
-        id: Some(OrderId::new()),
-    };
-    let accepted = connect.client()?.release(&request).await?;
-    output.answer(&accepted, |accepted| {
-        let mut lines = vec![format!("released {} of {}", accepted.halts.len(), request.scope)];
-        lines.extend(accepted.halts.iter().map(|id| format!("  {id}")));
-        for halt in &accepted.still_active {
-            lines.push(format!(
-                "still active: {} {} ({})",
-                halt.id,
-                halt.scope,
-                inline(&halt.reason)
-            ));
+    let client = connect.client()?;
+    let accepted = match args.approve {
+        Some(id) => {
+            let request = ApproveReleaseRequest { reason: args.reason };
+            client.approve_release(id, &request).await?
         }
-        lines.join("\n")
-    })?;
-    Ok(ExitCode::SUCCESS)
+        None => {
+            let watch_seconds = match (args.no_watch, args.watch) {
+                (true, _) => Some(0),
+                (false, watch) => watch.map(|span| span.duration().as_secs()),
+            };
+            let request = ReleaseRequest {
+                scope: union(args.scope)?,
+                reason: args.reason,
+                halts: (!args.halts.is_empty()).then_some(args.halts),
+                id: Some(OrderId::new()),
+                watch_seconds,
+            };
+            client.release(&request).await?
+        }
+    };
+    output.answer(&accepted, released)?;
+    Ok(if accepted.pending.is_some() { Exit::Pending.into() } else { ExitCode::SUCCESS })
+}
+
+fn released(accepted: &ReleaseAccepted) -> String {
+    let mut lines = Vec::new();
+    if let Some(pending) = &accepted.pending {
+        lines.push(format!(
+            "NOT RELEASED: a second person must approve it until {}\nrequest {} by {}\nanother lead runs `estoppel release --approve {} --reason WHY`, or the same release",
+            pending.expires_at, pending.id, pending.requested_by, pending.id
+        ));
+    } else {
+        lines.push(format!("released {} halts", accepted.halts.len()));
+        lines.extend(accepted.halts.iter().map(|id| format!("  {id}")));
+    }
+    if let Some(watch) = &accepted.watch {
+        let until = watch.until.map_or_else(String::new, |at| format!(" until {at}"));
+        lines.push(format!("watched closely{until}: {} (order {})", watch.scope, watch.id));
+    }
+    for halt in &accepted.still_active {
+        lines.push(format!("still active: {} {} ({})", halt.id, halt.scope, inline(&halt.reason)));
+    }
+    lines.join("\n")
 }
 
 /// `estoppel block`.

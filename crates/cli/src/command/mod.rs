@@ -16,6 +16,7 @@ mod backup;
 mod bench;
 mod demo;
 mod doctor;
+mod drill;
 mod enforcer;
 mod gateway;
 mod halt;
@@ -29,6 +30,7 @@ mod sql;
 mod status;
 mod supervisor;
 mod token;
+mod wait;
 mod watchdog;
 
 /// Runs a command to its end.
@@ -40,6 +42,7 @@ pub(crate) fn run(command: Command, connect: &Connect, output: &Output) -> Resul
         Command::Halt(args) if args.local => halt::local(args, output),
         Command::Halt(args) => block_on(halt::halt(args, connect, output)),
         Command::Release(args) => block_on(halt::release(args, connect, output)),
+        Command::Drill { command } => block_on(drill::drill(command, connect, output)),
         Command::KillTask(args) => block_on(halt::kill_task(args, connect, output)),
         Command::Block(args) => block_on(halt::block(args, connect, output)),
         Command::Status(args) => block_on(status::status(&args, connect, output)),

@@ -23,6 +23,7 @@ use crate::{
     config::{Config, ConfigError, PageFormat, Response},
     error::{CommandError, Exit, Result},
     output::Output,
+    span::Span,
 };
 
 /// Longest time between two heartbeats.
@@ -111,6 +112,9 @@ async fn run(
         metrics_listen: config.serve.metrics_listen,
         public_url: config.public_url()?,
         lease: config.lease(),
+        contact: config.serve.contact.clone(),
+        two_persons: config.two_persons()?,
+        drill_every: config.serve.drill_every.map(Span::duration),
         egress: match config.egress.response {
             Response::Ask => EgressResponse::Ask,
             Response::Auto => EgressResponse::Auto,

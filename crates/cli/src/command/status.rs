@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use estoppel_api::{HaltStatus, RedisStatus, Status};
+use estoppel_api::{EnforcerProgress, HaltStatus, RedisStatus, Status};
 
 use crate::{
     args::{Connect, StatusArgs},
@@ -40,27 +40,49 @@ pub(crate) fn halt_lines(status: &HaltStatus) -> String {
     let micros = |after: Option<u64>| {
         after.map_or_else(|| "-".to_owned(), |after| format!("{:.1} ms", after as f64 / 1000.0))
     };
-    let rows: Vec<Vec<String>> = status
-        .enforcers
-        .iter()
-        .map(|enforcer| {
-            vec![
-                enforcer.name.clone(),
-                enforcer.kind.clone(),
-                if enforcer.witness { "witness" } else { "claim" }.to_owned(),
-                micros(enforcer.refusing_after_us),
-                micros(enforcer.settled_after_us),
-                settlement(&enforcer.settlement),
-            ]
-        })
-        .collect();
+    let rows: Vec<Vec<String>> = status.enforcers.iter().map(|it| row(it, &micros)).collect();
     if rows.is_empty() {
         return format!("{head}\nno enforcer was connected");
     }
-    format!(
-        "{head}\n{}",
-        table(&["enforcer", "kind", "word", "refusing", "settled", "what"], &rows)
-    )
+    let header = ["enforcer", "kind", "word", "refusing", "settled", "last byte out", "what"];
+    let mut lines = vec![head, table(&header, &rows)];
+    for enforcer in &status.enforcers {
+        lines.extend(stuck(enforcer).map(|what| {
+            format!("not interruptible at {}: {}", inline(&enforcer.name), inline(what))
+        }));
+    }
+    lines.join("\n")
+}
+
+fn row(enforcer: &EnforcerProgress, micros: &impl Fn(Option<u64>) -> String) -> Vec<String> {
+    let word = if enforcer.witness { "witness" } else { "claim" };
+    let last_byte = enforcer.settlement.get("last_byte_at").and_then(serde_json::Value::as_str);
+    let mut what = settlement(&enforcer.settlement);
+    if enforcer.settled_at.is_none()
+        && let Some(until) = enforcer.lease_until
+    {
+        let lease = if enforcer.by_lease { "by lease since" } else { "lease settles at" };
+        what = [what, format!("{lease} {until}")]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(", ");
+    }
+    vec![
+        enforcer.name.clone(),
+        enforcer.kind.clone(),
+        word.to_owned(),
+        micros(enforcer.refusing_after_us),
+        micros(enforcer.settled_after_us),
+        last_byte.unwrap_or("-").to_owned(),
+        what,
+    ]
+}
+
+/// What an enforcer could not interrupt, with the reasons.
+fn stuck(enforcer: &EnforcerProgress) -> impl Iterator<Item = &str> {
+    let list = enforcer.settlement.get("not_interruptible").and_then(serde_json::Value::as_array);
+    list.into_iter().flatten().filter_map(serde_json::Value::as_str)
 }
 
 /// What settling came to, in some words.
@@ -79,7 +101,13 @@ fn settlement(value: &serde_json::Value) -> String {
         count("steps_cancelled", "steps cancelled"),
         count("connections_cut", "connections cut"),
         count("processes_frozen", "processes frozen"),
+        count("bytes_out", "bytes out"),
         stuck.map(|list| format!("{} not interruptible", list.len())),
+        value
+            .get("observed_only")
+            .and_then(serde_json::Value::as_bool)
+            .filter(|observed| *observed)
+            .map(|_| "OBSERVED ONLY".to_owned()),
         text("containment"),
     ]
     .into_iter()
@@ -108,6 +136,20 @@ pub(crate) fn redis_line(redis: &RedisStatus) -> String {
     )
 }
 
+/// The last drill and the next.
+fn drills(status: &Status) -> String {
+    let last = status
+        .drills
+        .last
+        .as_ref()
+        .map_or_else(|| "none yet (`estoppel drill kill-switch`)".to_owned(), super::drill::line);
+    let every = status.drills.every_seconds.map_or_else(
+        || "not by schedule (`drill_every`)".to_owned(),
+        |seconds| format!("every {seconds} s"),
+    );
+    format!("last drill: {last}; {every}\nmay halt: {}", inline(&status.on_call.join(", ")))
+}
+
 fn lines(status: &Status) -> String {
     let mut lines = vec![format!("estoppel {} since {}", status.version, status.started_at)];
     if status.halts.is_empty() {
@@ -127,6 +169,20 @@ fn lines(status: &Status) -> String {
             })
             .collect();
         lines.push(table(&["halt", "scope", "by", "since", "reason"], &rows));
+    }
+    for pending in &status.releases_pending {
+        lines.push(format!(
+            "WAITS for a second person until {}: release of {} asked for by {} ({})\n  `estoppel release --approve {} --reason WHY`",
+            pending.expires_at,
+            pending.scope,
+            pending.requested_by,
+            inline(&pending.reason),
+            pending.id
+        ));
+    }
+    for watch in &status.watches {
+        let until = watch.until.map_or_else(String::new, |at| format!(" until {at}"));
+        lines.push(format!("watched closely{until}: {} (order {})", watch.scope, watch.id));
     }
     let rows: Vec<Vec<String>> = status
         .enforcers
@@ -163,6 +219,7 @@ fn lines(status: &Status) -> String {
         status.gateway_mode,
     ));
     lines.extend(status.redis.as_ref().map(redis_line));
+    lines.push(drills(status));
     lines.extend(status.warnings.iter().map(|warning| format!("warning: {}", inline(warning))));
     lines.join("\n")
 }

@@ -58,6 +58,27 @@ fn unlisted_egress_alone_asks_and_a_second_signal_acts() {
     check(&[egress("s", "evil.example", 0, &open), grave()], &ask, Response::Ask);
 }
 
+/// For who was released lately, what else would ask acts, and what would be reported asks.
+#[test]
+fn a_watch_tightens_what_follows() {
+    let ask = policy(EgressMode::Ask);
+    let open = DetectPolicy::default();
+    let flow = || egress("s", "evil.example", 0, &ask);
+    let mild = || injection("s", Severity::Low, 2);
+    let check = |detections: &[Detection], policy: &DetectPolicy, usual, watched| {
+        assert_eq!(assess(detections, policy), usual, "{detections:#?}");
+        assert_eq!(assess(detections, &policy.tightened()), watched, "watched: {detections:#?}");
+    };
+    check(&[flow()], &ask, Response::Ask, Response::Act);
+    check(&[mild()], &ask, Response::Report, Response::Ask);
+    check(&[mild()], &open, Response::Report, Response::Ask);
+    check(&[egress("s", "evil.example", 0, &open)], &open, Response::Report, Response::Report);
+    check(&[], &ask, Response::Report, Response::Report);
+    let mut responses = Responses::new();
+    let decision = responses.respond(&flow(), &ask.tightened());
+    assert_eq!(decision.scope.unwrap().to_string(), "session:s", "it acts as narrowly as ever");
+}
+
 #[test]
 fn a_signal_beyond_the_window_does_not_count() {
     let policy = policy(EgressMode::Ask);

@@ -33,6 +33,8 @@ pub struct Kept {
     pub tenant: Option<EntityId>,
     /// The last checkpoint that it saw.
     pub checkpoint: Option<String>,
+    /// Whom to call.
+    pub contact: Option<String>,
     /// Its orders.
     pub orders: Vec<SignedOrder>,
 }
@@ -107,6 +109,8 @@ pub enum Keep {
     Tenant(Option<EntityId>),
     /// The last checkpoint; it replaces the one before.
     Checkpoint(String),
+    /// Whom to call; it replaces the one before.
+    Contact(Option<String>),
     /// An order.
     Order(SignedOrder),
 }

@@ -59,6 +59,7 @@ impl Switch {
             ping_ms: millis(self.config.ping),
             buckets: (!equal).then(|| group.digest.buckets()),
             checkpoint: self.checkpoint.clone(),
+            contact: self.contact.clone(),
         };
         let frame = ToEnforcer::Welcome(Box::new(welcome));
         effects.push(Effect::Send { connection: id, frame });

@@ -37,6 +37,7 @@ fn welcome(key: &str) -> ToEnforcer {
         ping_ms: 3_000,
         buckets: None,
         checkpoint: Some("note".to_owned()),
+        contact: None,
     }))
 }
 
@@ -65,6 +66,32 @@ fn confirmations(effects: &[Effect]) -> Vec<(estoppel_model::OrderId, Stage)> {
         _ => None,
     });
     words.collect()
+}
+
+/// K8: whom to call comes with the welcome, is kept over a restart, and is bounded.
+#[test]
+fn whom_to_call_comes_with_the_welcome_and_is_kept() {
+    let greeted = |kept: Kept, contact: Option<String>| {
+        let (mut enforcer, _) = enforcer(kept);
+        enforcer.step(Input::Connected, at(0));
+        let ToEnforcer::Welcome(mut welcome) = welcome(SERVER) else { unreachable!() };
+        welcome.contact = contact;
+        let effects = enforcer.step(Input::Frame(ToEnforcer::Welcome(welcome)), at(0));
+        let keeps = effects.iter().filter(|it| matches!(it, Effect::Keep(Keep::Contact(_))));
+        let keeps = keeps.count();
+        (enforcer, keeps)
+    };
+    let call = || Some("security on call".to_owned());
+    let (first, keeps) = greeted(Kept::default(), call());
+    assert_eq!((first.contact(), keeps), (Some("security on call"), 1));
+    let (restored, _) = enforcer(first.kept());
+    assert_eq!(restored.contact(), Some("security on call"), "also before a server answers");
+    let (same, keeps) = greeted(first.kept(), call());
+    assert_eq!((same.contact(), keeps), (Some("security on call"), 0), "kept once");
+    let (gone, keeps) = greeted(first.kept(), None);
+    assert_eq!((gone.contact(), keeps), (None, 1));
+    let (huge, _) = greeted(Kept::default(), Some("x".repeat(301)));
+    assert_eq!(huge.contact(), None, "longer than it may be, it is nobody's word");
 }
 
 /// K7: no new work starts when the confirmation leaves.

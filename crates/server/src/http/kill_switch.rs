@@ -11,13 +11,14 @@ use axum::{
     http::StatusCode,
 };
 use estoppel_api::{
-    BlockRequest, Durable, EnforcerProgress, HaltAccepted, HaltPlan, HaltRequest, HaltState,
-    HaltStatus, HaltSummary, KillSwitchState, PlanRequest, Problem, ReleaseAccepted,
-    ReleaseRequest, Role,
+    ApproveReleaseRequest, BlockRequest, Durable, EnforcerProgress, HaltAccepted, HaltPlan,
+    HaltRequest, HaltState, HaltStatus, HaltSummary, KillSwitchState, PlanRequest, Problem,
+    ReleaseAccepted, ReleasePending, ReleaseRequest, Role,
 };
 use estoppel_killswitch::{
     frame::EnforcerKind,
-    server::{HaltProgress, ReleaseError, SubmitError},
+    is_drill,
+    server::{HaltProgress, SubmitError},
 };
 use estoppel_model::{
     EntityId, IncidentId, Kind, Order, OrderBody, OrderId, REASON_BYTES_MAX, Scope, ScopeSet,
@@ -27,10 +28,11 @@ use serde::Deserialize;
 
 use super::{
     extract::{Caller, JsonBody},
+    halted,
     problem::Failure,
 };
 use crate::{
-    Server, order,
+    Server, release,
     switchboard::{Ended, Given},
 };
 
@@ -266,114 +268,52 @@ pub(crate) fn summary(order: &Order) -> HaltSummary {
 /// before it happens.
 #[utoipa::path(
     post, path = "/kill-switch/release", tag = "kill switch", request_body = ReleaseRequest,
-    responses((status = 200, body = ReleaseAccepted), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem))
+    responses((status = 200, body = ReleaseAccepted), (status = 202, body = ReleaseAccepted), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem))
 )]
 pub(crate) async fn release(
     State(server): State<Server>,
     caller: Caller,
     JsonBody(request): JsonBody<ReleaseRequest>,
-) -> Result<Json<ReleaseAccepted>, Failure> {
+) -> Result<(StatusCode, Json<ReleaseAccepted>), Failure> {
     caller.at_least(Role::Lead)?;
     reason(&request.reason)?;
     let bound = within(&caller, &request.scope)?;
-    give_release(&server, request, caller.0.actor, bound).await.map(Json)
+    release::by_person(&server, &caller.0, request, bound.as_ref()).await.map(answered)
 }
 
-/// Writes a release into the ledger and then gives it.
-pub(crate) async fn give_release(
-    server: &Server,
-    request: ReleaseRequest,
-    by: estoppel_model::Actor,
-    bound: Option<EntityId>,
-) -> Result<ReleaseAccepted, Failure> {
-    let id = request.id.unwrap_or_default();
-    if let Some(accepted) = repeated(server, id).await? {
-        return Ok(accepted);
-    }
-    let (scope, named) = (request.scope.clone(), request.halts.clone());
-    let plan = server
-        .switchboard()
-        .ask(move |switch, _| {
-            let plan = switch.plan_release(&scope, named.as_deref())?;
-            let orders: Vec<Arc<Order>> =
-                plan.orders.iter().filter_map(|id| switch.orders().order(*id).cloned()).collect();
-            Ok::<_, ReleaseError>((plan, orders))
-        })
-        .await?;
-    let (plan, orders) = plan.map_err(which)?;
-    if bound.is_some() && orders.iter().any(|order| order.tenant != bound) {
-        return Err(Failure::OtherTenant {
-            tenant: bound.map(|tenant| tenant.to_string()).unwrap_or_default(),
-            what: "a halt that somebody else gave is not its to end".to_owned(),
-        });
-    }
-    let now = server.clock().now();
-    let release = Order {
-        id,
-        scope: plan.scope,
-        reason: request.reason.clone(),
-        issued_by: by.clone(),
-        issued_at: now,
-        incident: orders.iter().find_map(|order| order.incident),
-        tenant: plan.tenant,
-        body: OrderBody::Release { orders: plan.orders.clone() },
-    };
-    let text = serde_json::to_string(&release).map_err(Failure::internal)?;
-    let signed = server.switchboard().sign(text).await?;
-    let record = order::record(id, &signed, now).map_err(Failure::internal)?;
-    server.journal().append(record).await?;
-    server.switchboard().give_recorded(signed).await??;
-    orders.iter().for_each(|order| server.responder().released(order));
-    server.incidents().released(&orders, &request.reason, &by).await?;
-    still_active(server, id, plan.orders, request.scope).await
+/// 202 while a second person is waited for.
+fn answered(accepted: ReleaseAccepted) -> (StatusCode, Json<ReleaseAccepted>) {
+    let status = if accepted.pending.is_some() { StatusCode::ACCEPTED } else { StatusCode::OK };
+    (status, Json(accepted))
 }
 
-/// The answer to a release that was given before under the same id.
-async fn repeated(server: &Server, id: OrderId) -> Result<Option<ReleaseAccepted>, Failure> {
-    let known =
-        server.switchboard().ask(move |switch, _| switch.orders().order(id).cloned()).await?;
-    let Some(order) = known else { return Ok(None) };
-    match &order.body {
-        OrderBody::Release { orders } => {
-            still_active(server, id, orders.clone(), order.scope.clone()).await.map(Some)
-        }
-        _ => Err(Failure::Conflict(format!("order {id} is no release: take a new id"))),
-    }
+/// Approves a release that another person asked for.
+#[utoipa::path(
+    post, path = "/v1/releases/{id}/approve", tag = "kill switch", request_body = ApproveReleaseRequest,
+    params(("id" = uuid::Uuid, Path)),
+    responses((status = 200, body = ReleaseAccepted), (status = 403, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem))
+)]
+pub(crate) async fn approve_release(
+    State(server): State<Server>,
+    caller: Caller,
+    Path(id): Path<uuid::Uuid>,
+    JsonBody(request): JsonBody<ApproveReleaseRequest>,
+) -> Result<(StatusCode, Json<ReleaseAccepted>), Failure> {
+    caller.at_least(Role::Lead)?;
+    reason(&request.reason)?;
+    let may_reach = |scope: &ScopeSet| within(&caller, scope);
+    release::approve(&server, &caller.0, id, request.reason, may_reach).await.map(answered)
 }
 
-async fn still_active(
-    server: &Server,
-    id: OrderId,
-    halts: Vec<OrderId>,
-    scope: ScopeSet,
-) -> Result<ReleaseAccepted, Failure> {
-    let still = server.switchboard().ask(move |switch, _| {
-        let mut still = switch.active_halts(&scope);
-        for order in switch.active_halts(&Scope::Global.into()) {
-            if !still.iter().any(|known| known.id == order.id) {
-                still.push(order);
-            }
-        }
-        still
-    });
-    let still_active = still.await?.iter().map(|order| summary(order)).collect();
-    Ok(ReleaseAccepted { id, halts, still_active })
-}
-
-fn which(error: ReleaseError) -> Failure {
-    let detail = error.to_string();
-    match error {
-        ReleaseError::NothingActive { .. } => Failure::NotFound(detail),
-        ReleaseError::Ambiguous { active, .. } | ReleaseError::NotActive { active, .. } => {
-            Failure::WhichHalts {
-                detail,
-                halts: active.iter().map(|order| summary(order)).collect(),
-            }
-        }
-        ReleaseError::SeveralTenants | ReleaseError::TooMany { .. } => {
-            Failure::Unprocessable(detail)
-        }
-    }
+/// Lists the releases that wait for a second person, earliest first.
+#[utoipa::path(get, path = "/v1/releases", tag = "kill switch", responses((status = 200, body = [ReleasePending])))]
+pub(crate) async fn releases_pending(
+    State(server): State<Server>,
+    caller: Caller,
+) -> Result<Json<Vec<ReleasePending>>, Failure> {
+    caller.at_least(Role::Viewer)?;
+    server.journal().ledger()?;
+    release::pending(&server, caller.0.tenant).await.map(Json)
 }
 
 /// Tells what a halt would hit. Changes nothing.
@@ -402,7 +342,7 @@ pub(crate) async fn list(
     Ok(Json(active(&server, tenant).await?))
 }
 
-/// All active halts that somebody of this tenant may see.
+/// All active halts that somebody of this tenant may see; a drill's canary is none.
 pub(crate) async fn active(
     server: &Server,
     tenant: Option<EntityId>,
@@ -413,7 +353,7 @@ pub(crate) async fn active(
             let mut halts: Vec<Arc<Order>> = switch
                 .orders()
                 .in_force()
-                .filter(|order| matches!(order.body, OrderBody::Halt { .. }))
+                .filter(|order| matches!(order.body, OrderBody::Halt { .. }) && !is_drill(order))
                 .cloned()
                 .collect();
             halts.sort_by_key(|order| (order.issued_at, order.id));
@@ -451,16 +391,13 @@ pub(crate) async fn status(
     let status = match server.switchboard().progress(id).await? {
         Some((progress, durable)) => progress_status(&progress, durable),
         // Given before this server's start: its words are in the incident.
-        None => HaltStatus {
-            halt: summary(&order),
-            state: if in_force { HaltState::Sent } else { HaltState::Released },
-            expected: 0,
-            refusing: 0,
-            settled: 0,
-            by_lease: 0,
-            durable: server.switchboard().durability(id).await?,
-            enforcers: Vec::new(),
-        },
+        None => {
+            let durable = server.switchboard().durability(id).await?;
+            server.journal().read(|state| {
+                let incident = order.incident.and_then(|id| state.incidents.incident(id));
+                halted::status(&order, incident, in_force, durable)
+            })
+        }
     };
     Ok(Json(status))
 }
@@ -494,6 +431,8 @@ fn progress_status(progress: &HaltProgress, durable: Durable) -> HaltStatus {
             } else {
                 serde_json::to_value(&word.settlement).unwrap_or_default()
             },
+            unsupported: word.unsupported,
+            by_lease: word.by_lease,
             lease_until: word.lease_until,
         })
         .collect();

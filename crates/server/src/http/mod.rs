@@ -16,9 +16,11 @@ use utoipa::OpenApi as _;
 use crate::Server;
 
 mod allowlist;
+mod drills;
 mod events;
 mod evidence;
 pub(crate) mod extract;
+mod halted;
 mod health;
 mod incidents;
 pub(crate) mod kill_switch;
@@ -49,6 +51,10 @@ use problem::Failure;
         kill_switch::plan,
         kill_switch::status,
         kill_switch::block,
+        kill_switch::approve_release,
+        kill_switch::releases_pending,
+        drills::kill_switch,
+        drills::list,
         stream::get,
         events::post,
         sql::post,
@@ -94,11 +100,15 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/v1/halts", get(kill_switch::list))
         .route("/v1/halts/plan", post(kill_switch::plan))
         .route("/v1/halts/{id}", get(kill_switch::status))
+        .route("/v1/releases", get(kill_switch::releases_pending))
+        .route("/v1/releases/{id}/approve", post(kill_switch::approve_release))
         .route("/v1/blocks", post(kill_switch::block))
         .route("/v1/stream", get(stream::get))
         .route("/healthz", get(health::live))
         .layer(middleware::from_fn_with_state(server.clone(), on_own_task));
     let work = Router::new()
+        .route("/v1/drills", get(drills::list))
+        .route("/v1/drills/kill-switch", post(drills::kill_switch))
         .route("/v1/events", post(events::post))
         .route("/v1/sql", post(sql::post))
         .route("/v1/allowlist", get(allowlist::get).put(allowlist::put))

@@ -31,6 +31,12 @@ pub(crate) enum Failure {
     /// The body is too large.
     #[error("the body is larger than {bytes_max} bytes")]
     TooLarge { bytes_max: usize },
+    /// By policy another person must do this.
+    #[error("{0}")]
+    SecondPerson(String),
+    /// It was asked for too often.
+    #[error("{0}")]
+    TooMany(String),
     /// Nothing of this name.
     #[error("{0}")]
     NotFound(String),
@@ -101,6 +107,15 @@ impl Failure {
                 "The body is too large",
                 Some("send it in several requests"),
             ),
+            Self::SecondPerson(_) => (
+                StatusCode::FORBIDDEN,
+                "second-person",
+                "Another person must do this",
+                Some("two tokens of one name are one person"),
+            ),
+            Self::TooMany(_) => {
+                (StatusCode::TOO_MANY_REQUESTS, "too-many", "It was asked for too often", None)
+            }
             Self::NotFound(_) => {
                 (StatusCode::NOT_FOUND, "not-found", "There is no such thing", None)
             }

@@ -1,11 +1,14 @@
 //! `/v1/status`: for people.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use axum::{Json, extract::State};
 use estoppel_api::{EnforcerStatus, RedisStatus, Role, Status};
 use estoppel_incident::IncidentState;
+use estoppel_model::{Order, OrderBody};
 
 use super::{extract::Caller, kill_switch, problem::Failure};
-use crate::Server;
+use crate::{Server, drill};
 
 /// Tells how the server and its enforcers are, and what is not as it should be.
 #[utoipa::path(get, path = "/v1/status", tag = "server", responses((status = 200, body = Status)))]
@@ -16,6 +19,20 @@ pub(crate) async fn get(
     caller.at_least(Role::Viewer)?;
     caller.unbound("the server's state is the operator's")?;
     let halts = kill_switch::active(&server, None).await?;
+    let watches = server.switchboard().ask(|switch, _| {
+        let watch = |order: &&Arc<Order>| matches!(order.body, OrderBody::Watch { .. });
+        let mut watches: Vec<_> = switch
+            .orders()
+            .in_force()
+            .filter(watch)
+            .map(|order| kill_switch::summary(order))
+            .collect();
+        watches.sort_by_key(|watch| (watch.timestamp, watch.id));
+        watches
+    });
+    let watches = watches.await?;
+    let releases_pending = crate::release::pending(&server, None).await?;
+    let drills = drill::status(&server);
     let enforcers = server.switchboard().ask(|switch, now| {
         switch
             .enforcers()
@@ -61,6 +78,7 @@ pub(crate) async fn get(
     let config = server.config();
     let paging = server.incidents().paging();
     let mut warnings = server.warnings();
+    warnings.extend(drill::warnings(&drills));
     if paging == "none" {
         warnings.push("nobody is paged: configure `[paging]` in estoppel.toml".to_owned());
     }
@@ -77,6 +95,10 @@ pub(crate) async fn get(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: server.started_at(),
         halts,
+        watches,
+        releases_pending,
+        drills,
+        on_call: on_call(&server),
         enforcers,
         incidents_open,
         ledger: server.journal().health(),
@@ -134,4 +156,19 @@ fn redis_warnings(redis: &RedisStatus) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// Who may halt: names of people whose token is good for it now (row A1).
+fn on_call(server: &Server) -> Vec<String> {
+    let now = server.clock().now();
+    let may_halt = |token: &estoppel_api::TokenSummary| {
+        token.role.is_personal()
+            && token.role >= Role::Responder
+            && token.revoked_at.is_none()
+            && token.expires_at.is_none_or(|at| at > now)
+    };
+    let tokens = server.tokens().list();
+    let names: BTreeSet<String> =
+        tokens.into_iter().filter(may_halt).map(|token| token.name).collect();
+    names.into_iter().collect()
 }

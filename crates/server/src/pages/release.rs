@@ -5,7 +5,7 @@
 
 use askama::Template;
 use axum::{Json, extract::State, http::StatusCode, response::Response};
-use estoppel_api::{HaltSummary, ReleaseRequest, Role};
+use estoppel_api::{HaltSummary, ReleasePending, ReleaseRequest, Role};
 use estoppel_model::{Order, OrderBody, OrderId, ScopeSet};
 use sha2::{Digest as _, Sha256};
 
@@ -123,11 +123,17 @@ pub(super) async fn confirm(State(server): State<Server>, act: Act) -> Response 
             scope,
             reason: reason.clone(),
             halts: Some(halts.clone()),
+            watch_seconds: None,
         };
         let released =
             kill_switch::release(State(server.clone()), visitor.caller(), JsonBody(request)).await;
         match released {
-            Ok(Json(_)) => done.extend(halts),
+            Ok((_, Json(accepted))) => match accepted.pending {
+                None => done.extend(halts),
+                Some(pending) => {
+                    return again(waiting(&done, &pending), StatusCode::ACCEPTED).await;
+                }
+            },
             Err(failure @ (Failure::Unprocessable(_) | Failure::WhichHalts { .. })) => {
                 return again(partly(&done, &failure), unprocessable).await;
             }
@@ -140,6 +146,16 @@ pub(super) async fn confirm(State(server): State<Server>, act: Act) -> Response 
     }
     let done: Vec<String> = done.iter().map(|id| format!("released={id}")).collect();
     see_other(&format!("/halt?{}", done.join("&")))
+}
+
+/// What to say when a second person must approve.
+fn waiting(done: &[OrderId], pending: &ReleasePending) -> String {
+    let before = if done.is_empty() { String::new() } else { format!("{} released. ", done.len()) };
+    format!(
+        "{before}A second person must approve what is ticked: whoever it is releases the same halts, \
+         or runs `estoppel release --approve {}`",
+        pending.id
+    )
 }
 
 /// What to say when not all of it was done.
