@@ -43,6 +43,8 @@ pub struct ServerConfig {
     pub metrics_listen: Option<SocketAddr>,
     /// Where people reach the pages, when it is not the address that is listened on.
     pub public_url: Option<PublicUrl>,
+    /// Most streams of enforcers at the same time.
+    pub streams_max: usize,
     /// How long an enforcer may go on without an answer.
     pub lease: Duration,
     /// Whom people are to call, shown with every refusal; at most 300 bytes.
@@ -95,6 +97,7 @@ impl ServerConfig {
             plain_for_children: false,
             metrics_listen: None,
             public_url: None,
+            streams_max: streams_max(),
             lease: Duration::from_secs(15),
             contact: None,
             two_persons: TwoPersons::default(),
@@ -141,4 +144,15 @@ impl ServerConfig {
         }
         Ok(estoppel_playbook::PROMPT_INJECTION.to_owned())
     }
+}
+
+/// File descriptors that are kept for people, files and children, however many enforcers come.
+const DESCRIPTORS_KEPT: u64 = 1_024;
+
+/// What the process's limit of descriptors leaves for streams; a quarter of a small one.
+fn streams_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let left =
+        limit.map_or(u64::MAX, |limit| limit.saturating_sub(DESCRIPTORS_KEPT).max(limit / 4));
+    usize::try_from(left).unwrap_or(usize::MAX).min(tokio::sync::Semaphore::MAX_PERMITS)
 }

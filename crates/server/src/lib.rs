@@ -56,6 +56,7 @@ use estoppel_killswitch::{
 };
 use estoppel_model::{Clock, Secret, Timestamp};
 use estoppel_playbook::Diagnostics;
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use config::{EgressResponse, ServerConfig};
@@ -200,6 +201,8 @@ struct Inner {
     tasks: TaskTracker,
     draining: CancellationToken,
     recovered: CancellationToken,
+    /// One for each stream that may be open.
+    stream_places: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Server {
@@ -398,6 +401,7 @@ impl Server {
             tasks,
             draining,
             recovered: CancellationToken::new(),
+            stream_places: Arc::new(Semaphore::new(config.streams_max)),
             config,
         }));
         if let Ok(in_force) = resume::in_force(&server).await {
@@ -444,6 +448,10 @@ impl Server {
             listener: Some(listener),
             _lock: lock,
         })
+    }
+
+    pub(crate) fn stream_places(&self) -> &Arc<Semaphore> {
+        &self.0.stream_places
     }
 
     /// Serves the API on a thread and a runtime of its own.
@@ -705,10 +713,16 @@ impl From<JournalError> for Failure {
     }
 }
 
+/// Connections that may wait to be accepted; the kernel's own limit is 4,096.
+const WAITING_MAX: i32 = 4_096;
+
 /// Takes an address, and says which it is.
 fn bind(address: SocketAddr) -> Result<(std::net::TcpListener, SocketAddr), StartError> {
     let bound = std::net::TcpListener::bind(address).and_then(|listener| {
         listener.set_nonblocking(true)?;
+        // The library's 128 are too few when every enforcer comes back at once: the others would
+        // wait a second for TCP to try again.
+        rustix::net::listen(&listener, WAITING_MAX)?;
         let address = listener.local_addr()?;
         Ok((listener, address))
     });

@@ -58,6 +58,7 @@ pub(crate) fn config(command: &ConfigCommand, output: &Output) -> Result {
 
 /// `estoppel serve`.
 pub(crate) fn serve(args: &ServeArgs, output: &Output) -> Result {
+    raise_descriptors();
     let config = merged(args)?;
     let redis = redis(args, &config)?;
     let file = args.config.clone();
@@ -66,6 +67,14 @@ pub(crate) fn serve(args: &ServeArgs, output: &Output) -> Result {
     // A recovery or a disk that hangs must not keep us.
     runtime.shutdown_timeout(Duration::from_millis(500));
     code
+}
+
+/// Takes all file descriptors that this process may have: each enforcer's stream is one.
+fn raise_descriptors() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let all = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // Where it is refused there are as many as before, and streams are bounded by that.
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, all);
 }
 
 /// The file, and over it the environment and the arguments.

@@ -1,8 +1,13 @@
 //! Invariant stop-never-waits: what is broken beside the kill switch does not stop a stop.
 
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+};
+
 use serde_json::{Value, json};
 
-use crate::stage::{Server, all_children, wait_for};
+use crate::stage::{PATIENCE, Server, all_children, wait_for};
 
 /// A ledger that cannot be opened takes no halt along.
 #[test]
@@ -90,4 +95,44 @@ fn the_sql_worker_comes_back() {
         (status == 200).then(|| assert_eq!(table["rows"], json!([[1]])))
     });
     assert_eq!(server.admin("GET", "/kill-switch", &Value::Null).0, 200);
+}
+
+/// More enforcers than the process has file descriptors: those who come too late are refused in words,
+/// and people still get in.
+#[test]
+fn enforcers_leave_room_for_people() {
+    // Less than what is kept for people: streams get a quarter.
+    let server = Server::with_descriptors(256);
+    let token = server.token("agent", "agent", None);
+    let knock = || {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let request = format!(
+            "GET /v1/stream HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\n\
+             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            server.address()
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = [0; 1_024];
+        let read = stream.read(&mut answer).unwrap();
+        (String::from_utf8_lossy(&answer[..read]).into_owned(), stream)
+    };
+    let mut streams = Vec::new();
+    let refused = loop {
+        let (answer, stream) = knock();
+        if !answer.starts_with("HTTP/1.1 101") {
+            break answer;
+        }
+        streams.push(stream);
+        assert!(streams.len() <= 64, "nothing is left for people");
+    };
+    assert_eq!(streams.len(), 64);
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("ulimit -n"), "{refused}");
+    let halt = br#"{"scope":"session:s","reason":"r"}"#;
+    let (status, _) = server.send(&server.admin, "POST", "/kill-switch", halt);
+    assert_eq!(status, 202);
+    // Who leaves makes room.
+    streams.pop();
+    wait_for("a free place", || knock().0.starts_with("HTTP/1.1 101").then_some(()));
 }

@@ -60,8 +60,23 @@ impl Server {
 
     /// As [`Server::at`], in an environment with more variables.
     pub(crate) fn at_in(data: &Path, variables: &[(&str, &str)]) -> Self {
+        Self::launch(Command::new(env!("CARGO_BIN_EXE_estoppel")), data, variables)
+    }
+
+    /// Starts a server that may have so many file descriptors.
+    pub(crate) fn with_descriptors(count: u32) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit -n {count} && exec \"$0\" \"$@\"");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_estoppel")]);
+        let mut server = Self::launch(shell, &data, &[]);
+        server.folder = Some(folder);
+        server
+    }
+
+    fn launch(mut command: Command, data: &Path, variables: &[(&str, &str)]) -> Self {
         let config = data.with_file_name("estoppel.toml");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_estoppel"));
         let listen = variables.iter().find(|(name, _)| *name == LISTEN);
         let listen = listen.map_or("127.0.0.1:0", |(_, address)| address);
         command

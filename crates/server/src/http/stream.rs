@@ -1,6 +1,6 @@
 //! `GET /v1/stream`: the WebSocket of an enforcer.
 
-use std::time::Duration;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{
     extract::{
@@ -38,6 +38,14 @@ pub(crate) async fn get(
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Failure> {
     caller.machine_or(&[Role::Agent, Role::Enforcer], Role::Admin)?;
+    // People must still get in when every enforcer that there is has come.
+    let Ok(place) = Arc::clone(server.stream_places()).try_acquire_owned() else {
+        return Err(Failure::Unavailable(
+            "this server has as many enforcers as its file descriptors permit (ulimit -n): raise \
+             the limit, or let some connect to another server"
+                .to_owned(),
+        ));
+    };
     let upgrade = upgrade
         .read_buffer_size(BUFFER_BYTES)
         .write_buffer_size(BUFFER_BYTES)
@@ -48,6 +56,7 @@ pub(crate) async fn get(
         // The upgrade's own task must outlive no shutdown: the tracked one does the work.
         async move {
             let _ = tasks.spawn(serve(server, caller, socket)).await;
+            drop(place);
         }
     }))
 }
@@ -59,6 +68,8 @@ async fn serve(server: Server, caller: Caller, mut socket: WebSocket) {
     };
     let mut check = tokio::time::interval(TOKEN_CHECK);
     let mut heard = tokio::time::Instant::now();
+    // Made once: each of them takes a lock that all streams share.
+    let (mut revoked, mut draining) = (pin!(caller.0.revoked()), pin!(server.draining()));
     let reason = loop {
         tokio::select! {
             biased;
@@ -95,8 +106,8 @@ async fn serve(server: Server, caller: Caller, mut socket: WebSocket) {
                     break "it has been silent for too long";
                 }
             }
-            () = caller.0.revoked() => break "its token was revoked",
-            () = server.draining() => break "the server is ending",
+            () = &mut revoked => break "its token was revoked",
+            () = &mut draining => break "the server is ending",
         }
     };
     farewell(&server, &caller, &mut socket).await;
