@@ -49,10 +49,13 @@ pub(super) struct Overview {
     pub now_millis: i64,
 }
 
+/// What was shown to people of each tenant, and when.
+type Shown = BTreeMap<Option<EntityId>, (Timestamp, Arc<Overview>)>;
+
 /// The views of the last moment: any number of people may watch, the thread that gives orders
 /// answers a few times a second.
 #[derive(Debug, Default)]
-pub(crate) struct Views(Mutex<BTreeMap<Option<EntityId>, (Timestamp, Arc<Overview>)>>);
+pub(crate) struct Views(Mutex<Shown>);
 
 impl Views {
     fn fresh(&self, tenant: Option<&EntityId>, now: Timestamp) -> Option<Arc<Overview>> {

@@ -197,10 +197,14 @@ impl HaltView {
             progress.enforcers.iter().map(|word| EnforcerView::new(word, now)).collect();
         view.more = progress.words.saturating_sub(progress.enforcers.len());
         let HaltProgress { expected, refusing, settled, by_lease, observing, .. } = *progress;
-        if expected > 0 {
-            let done_percent = (settled + by_lease).min(expected) * 100 / expected;
-            view.counts = Some(Counts { expected, refusing, settled, by_lease, done_percent });
-        }
+        let done = (settled + by_lease).min(expected) * 100;
+        view.counts = done.checked_div(expected).map(|done_percent| Counts {
+            expected,
+            refusing,
+            settled,
+            by_lease,
+            done_percent,
+        });
         if !progress.in_force {
             return view;
         }

@@ -48,7 +48,7 @@ impl FromRequestParts<Server> for Visitor {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, server: &Server) -> Result<Self, Response> {
-        let site = site(&parts.headers, server)?;
+        let site = site(&parts.headers, server).map_err(|error| problem::site(&error))?;
         let query = query(parts);
         // A page that reloads itself is not a person who does something.
         let looks_on = parts.uri.path().ends_with("/live") || query.all("live").next().is_some();
@@ -77,8 +77,8 @@ impl FromRequest<Server> for Act {
 
     async fn from_request(request: Request, server: &Server) -> Result<Self, Response> {
         let headers = request.headers().clone();
-        let site = site(&headers, server)?;
-        own_form(&site, &headers, server)?;
+        let site = site(&headers, server).map_err(|error| problem::site(&error))?;
+        own_form(&site, &headers, server).map_err(|error| problem::site(&error))?;
         let signed_in = signed_in(&headers, &site, server, true);
         let fields = fields(request, server).await?;
         let Some((key, identity)) = signed_in else {
@@ -104,8 +104,8 @@ impl FromRequest<Server> for Stranger {
     type Rejection = Response;
 
     async fn from_request(request: Request, server: &Server) -> Result<Self, Response> {
-        let site = site(request.headers(), server)?;
-        own_form(&site, request.headers(), server)?;
+        let site = site(request.headers(), server).map_err(|error| problem::site(&error))?;
+        own_form(&site, request.headers(), server).map_err(|error| problem::site(&error))?;
         let fields = fields(request, server).await?;
         Ok(Self { site, fields })
     }
@@ -123,21 +123,20 @@ impl FromRequestParts<Server> for Passer {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, server: &Server) -> Result<Self, Response> {
-        let site = site(&parts.headers, server)?;
+        let site = site(&parts.headers, server).map_err(|error| problem::site(&error))?;
         let signed_in = signed_in(&parts.headers, &site, server, false).is_some();
         Ok(Self { signed_in, query: query(parts) })
     }
 }
 
-fn site(headers: &HeaderMap, server: &Server) -> Result<Site, Response> {
+fn site(headers: &HeaderMap, server: &Server) -> Result<Site, SiteError> {
     let config = server.config();
     let tls = config.tls.is_some();
-    Site::of(headers, config.public_url.as_ref(), tls).map_err(|error| problem::site(&error))
+    Site::of(headers, config.public_url.as_ref(), tls)
 }
 
-fn own_form(site: &Site, headers: &HeaderMap, server: &Server) -> Result<(), Response> {
-    let public = server.config().public_url.as_ref();
-    site.sent_form(headers, public).map_err(|error: SiteError| problem::site(&error))
+fn own_form(site: &Site, headers: &HeaderMap, server: &Server) -> Result<(), SiteError> {
+    site.sent_form(headers, server.config().public_url.as_ref())
 }
 
 fn query(parts: &Parts) -> Fields {
