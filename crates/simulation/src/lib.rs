@@ -5,7 +5,7 @@
 //! fills up, fails and forgets, and the watches that count invariants in production. Time, network,
 //! disks, crashes and what people do are the world's: the same seed is the same world, byte by byte.
 //!
-//! The oracle ([`oracle`]) sees everything and judges by the registry of
+//! The oracle sees everything and judges by the registry of
 //! [`estoppel_killswitch::invariant`]. It knows nothing of how the machines work: only which orders
 //! were given, when the ledger had them, which releases name which, and what each agent may do.
 //!
