@@ -221,7 +221,7 @@ pub(crate) struct ServeArgs {
     /// Start no gateway
     #[arg(long)]
     pub no_gateway: bool,
-    /// The Redis that mirrors the kill switch, for loops that read it: redis://[USER@]HOST[:PORT][/DB], or
+    /// The Redis that mirrors the kill switch, for loops that read it: redis://USER@HOST:PORT/DB, or
     /// rediss://; a password better in the environment than on a command line that others can see
     #[arg(long, env = "ESTOPPEL_REDIS", hide_env_values = true, value_name = "URL")]
     pub redis: Option<String>,
