@@ -22,7 +22,7 @@ pub enum Bug {
     SpoolForgotten,
     /// An enforcer confirms, and lets enforcement code know a moment later.
     ConfirmedTooEarly,
-    /// At a new connection an enforcer takes the server's orders for all that there are.
+    /// At a new connection an enforcer forgets what the server does not have.
     SnapshotTrusted,
     /// A server that is behind the ledger gives full leases.
     StalenessIgnored,
@@ -76,12 +76,12 @@ impl Bug {
     }
 }
 
-/// What enforcement code is shown of an enforcer's orders, with the bug or without. `snapshot` is
-/// what the server had at the last connection.
+/// What enforcement code is shown of an enforcer's orders, with the bug or without. `unknown` are
+/// those that the server did not have when the two were last in step.
 pub(crate) fn verdicts(
     planted: Option<Bug>,
     enforcer: &Enforcer,
-    snapshot: Option<&[OrderId]>,
+    unknown: &[OrderId],
     now: Now,
 ) -> Verdicts {
     let left_out: Box<dyn Fn(&Order) -> bool> = match planted {
@@ -100,8 +100,8 @@ pub(crate) fn verdicts(
             })
         }
         Some(Bug::SnapshotTrusted) => {
-            let snapshot = snapshot.map(<[OrderId]>::to_vec);
-            Box::new(move |order| snapshot.as_ref().is_some_and(|ids| !ids.contains(&order.id)))
+            let unknown = unknown.to_vec();
+            Box::new(move |order| unknown.contains(&order.id))
         }
         Some(Bug::HaltExpires) => Box::new(
             move |order| matches!(order.body, OrderBody::Halt { until: Some(until) } if until <= now.wall),

@@ -50,8 +50,8 @@ pub(super) struct Node {
     pub(super) taken: BTreeSet<OrderId>,
     /// Orders that the disk has acknowledged.
     pub(super) acknowledged: BTreeSet<OrderId>,
-    /// What the server had at the last connection.
-    snapshot: Option<Vec<OrderId>>,
+    /// What was in force here and not at the server when the two were last in step.
+    unknown: Vec<OrderId>,
 }
 
 impl Node {
@@ -77,7 +77,7 @@ impl Node {
             unruly_until: Duration::ZERO,
             taken: BTreeSet::new(),
             acknowledged: BTreeSet::new(),
-            snapshot: None,
+            unknown: Vec::new(),
         }
     }
 
@@ -153,7 +153,7 @@ impl World {
         this.keeps.clear();
         (this.doubted, this.rewrite) = (damaged, false);
         (this.taken, this.acknowledged) = (taken, there);
-        this.snapshot = None;
+        this.unknown.clear();
         self.soon(1.0, 100.0, Event::Dial { node, life });
         self.at(self.time, Event::NodeTick { node, life });
     }
@@ -255,7 +255,6 @@ impl World {
             self.carry_out_at_node(node, effect, answered);
         }
         self.meddle(node);
-        self.judge(node);
     }
 
     fn carry_out_at_node(&mut self, node: usize, effect: Effect, answered: bool) {
@@ -269,6 +268,7 @@ impl World {
             Effect::Ordered(order) => {
                 if is_halt(&order) {
                     self.nodes[node].taken.insert(order.id);
+                    self.judge(node);
                     self.soon(1.0, 500.0, Event::Settle { node, life, order: order.id });
                 }
             }
@@ -298,10 +298,9 @@ impl World {
         let life = this.life;
         let connection = this.connection.and_then(|number| self.connections.get(&number));
         let server = connection.and_then(|one| self.servers[one.server].switch.as_ref());
-        let ids = |orders: &estoppel_killswitch::OrderSet| {
-            orders.in_force().map(|order| order.id).collect()
-        };
-        this.snapshot = server.map(|switch| ids(switch.orders()));
+        let own = this.enforcer.iter().flat_map(|enforcer| enforcer.orders().in_force());
+        let is_unknown = |id: &OrderId| server.is_some_and(|it| it.orders().order(*id).is_none());
+        this.unknown = own.map(|order| order.id).filter(is_unknown).collect();
         if std::mem::take(&mut this.doubted) {
             this.rewrite = true;
             self.soon(0.1, 5.0, Event::Keep { node, life });
@@ -314,8 +313,10 @@ impl World {
         let this = &mut self.nodes[node];
         let Some(enforcer) = &this.enforcer else { return };
         let now = this.machine.now(self.time);
-        this.verdicts = bug::verdicts(self.planted, enforcer, this.snapshot.as_deref(), now);
+        this.verdicts = bug::verdicts(self.planted, enforcer, &this.unknown, now);
         self.publish_lease(node, answered);
+        // From this moment on agents may do what they are let.
+        self.judge(node);
     }
 
     fn publish_lease(&mut self, node: usize, answered: bool) {
@@ -330,14 +331,12 @@ impl World {
     fn meddle(&mut self, node: usize) {
         if matches!(self.planted, Some(Bug::LeaseWithoutContact | Bug::HaltExpires)) {
             self.publish(node, false);
-            self.judge(node);
         }
     }
 
     /// [`Bug::ConfirmedTooEarly`]: a moment after it was said.
     pub(super) fn show(&mut self, node: usize) {
         self.publish(node, false);
-        self.judge(node);
     }
 
     /// Sends a frame; a word on an order must be true when it leaves.
