@@ -9,10 +9,10 @@ use url::Url;
 use crate::{
     Allowlist, AllowlistSuggestion, ApproveReleaseRequest, ApproveRequest, AssignRequest,
     BlockRequest, CloseRequest, CredentialMinted, CredentialRequest, DrillSummary,
-    EvidenceAccepted, GatewayPolicy, HaltAccepted, HaltRequest, HaltStatus, IncidentOpened,
-    IncidentSummary, IngestReport, KillSwitchState, NoteRequest, OpenIncidentRequest, Problem,
-    ReleaseAccepted, ReleasePending, ReleaseRequest, RunSummary, SqlRequest, SqlTable, Status,
-    TokenMinted, TokenRequest, TokenSummary, Trust,
+    EvidenceAccepted, GatewayPolicy, HaltAccepted, HaltPlan, HaltRequest, HaltStatus,
+    IncidentOpened, IncidentSummary, IngestReport, KillSwitchState, NoteRequest,
+    OpenIncidentRequest, PlanRequest, Problem, ReleaseAccepted, ReleasePending, ReleaseRequest,
+    RunSummary, SqlRequest, SqlTable, Status, TokenMinted, TokenRequest, TokenSummary, Trust,
 };
 
 /// How long a request may take, connecting included.
@@ -246,6 +246,8 @@ macro_rules! endpoints {
 endpoints! {
     /// Halts a scope.
     halt() body request: HaltRequest => HaltAccepted, post "/kill-switch";
+    /// Asks what a halt would hit.
+    plan_halt() body request: PlanRequest => HaltPlan, post "/v1/halts/plan";
     /// Releases halts.
     release() body request: ReleaseRequest => ReleaseAccepted, post "/kill-switch/release";
     /// Approves a release that another person asked for.

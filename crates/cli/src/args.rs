@@ -96,6 +96,7 @@ alone is reachable. What this machine does not permit is said at the start and a
 Examples:
   estoppel halt session:abc123 --reason 'suspected prompt injection'
   estoppel halt global --reason 'agents post to an unknown host' --wait
+  estoppel halt global --plan                           what it would hit; nothing is halted
   estoppel halt 'plugin:scraper@>=2.1' --reason 'CVE' --until 2026-12-01T00:00:00Z
   estoppel halt session:abc123 --reason test --local    on the agent's host, with every server dead")]
     Halt(HaltArgs),
@@ -319,8 +320,11 @@ pub(crate) struct HaltArgs {
     #[arg(default_value = "global", value_name = "SCOPE", num_args = 1..)]
     pub scope: Vec<Scope>,
     /// Why
-    #[arg(long, short)]
-    pub reason: String,
+    #[arg(long, short, required_unless_present = "plan")]
+    pub reason: Option<String>,
+    /// Say what it would hit, and halt nothing
+    #[arg(long, conflicts_with_all = ["wait", "until", "local"])]
+    pub plan: bool,
     /// Wait until every enforcer has settled, with live progress
     #[arg(long)]
     pub wait: bool,

@@ -1,6 +1,6 @@
 //! `halt`, `release`, `kill-task`, `block`.
 
-use std::{process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use estoppel_api::{
     ApproveReleaseRequest, BlockRequest, Client, Durable, HaltAccepted, HaltRequest,
@@ -9,7 +9,7 @@ use estoppel_api::{
 use estoppel_host::control::{LocalReport, halt_local};
 use estoppel_model::{Kind, OrderId, Scope, SystemClock};
 
-use super::union;
+use super::{plan, union};
 use crate::{
     args::{BlockArgs, Connect, HaltArgs, KillTaskArgs, ReleaseArgs},
     error::{CommandError, Exit, Result},
@@ -18,10 +18,18 @@ use crate::{
 
 /// `estoppel halt`.
 pub(crate) async fn halt(args: HaltArgs, connect: &Connect, output: &Output) -> Result {
-    let mut request = HaltRequest::new(union(args.scope)?, args.reason);
-    request.until = args.until;
     let client = connect.client()?;
+    let scope = union(args.scope)?;
+    if args.plan {
+        return plan::plan(&client, scope, output).await;
+    }
+    let mut request = HaltRequest::new(scope, args.reason.unwrap_or_default());
+    request.until = args.until;
     let accepted = send(&client, &request, output).await?;
+    // After the stop, never before it.
+    if plan::is_wide(&request.scope) && std::io::stderr().is_terminal() && !output.is_json() {
+        plan::afterwards(&client, request.scope, output).await;
+    }
     if args.wait {
         return super::wait::wait(&client, &accepted, Duration::from_secs(args.timeout), output)
             .await;
@@ -128,10 +136,10 @@ pub(crate) async fn block(args: BlockArgs, connect: &Connect, output: &Output) -
 
 /// `estoppel halt --local`: through the doors of `estoppel run` on this host, without a server.
 pub(crate) fn local(args: HaltArgs, output: &Output) -> Result {
-    let scope = union(args.scope)?;
+    let (scope, reason) = (union(args.scope)?, args.reason.unwrap_or_default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run_dir = super::run::run_dir();
-    let halt = halt_local(&run_dir, scope, &args.reason, &SystemClock);
+    let halt = halt_local(&run_dir, scope, &reason, &SystemClock);
     let (order, reports) = runtime.block_on(halt).map_err(|error| {
         CommandError::new(Exit::Failed, error)
             .hint("as the user who started `estoppel run`, usually root")

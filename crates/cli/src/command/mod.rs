@@ -23,6 +23,7 @@ mod halt;
 pub(crate) mod hidden;
 mod incident;
 mod ledger;
+mod plan;
 mod playbook;
 mod run;
 mod serve;

@@ -142,6 +142,35 @@ fn what_was_released_is_watched_closely() {
     assert_eq!(status["watches"], json!([]), "a watch ends by its name");
 }
 
+/// K8: a plan says what a wide halt would hit, and halts nothing.
+#[test]
+fn a_plan_tells_what_a_halt_would_hit_and_halts_nothing() {
+    let server = Server::start();
+    for (session, agent, tenant) in
+        [("a", "crm", "acme"), ("b", "crm", "acme"), ("c", "x", "other")]
+    {
+        let event = json!({
+            "kind": "audit", "session_id": session, "agent_id": agent,
+            "requester_tenant_id": tenant, "action": "step"
+        });
+        assert_eq!(server.events(event.to_string().as_bytes()).0, 200);
+    }
+    let plan = |scope: &str| server.json(&["halt", scope, "--plan"]);
+    let all = plan("global");
+    let counts = |plan: &Value| {
+        ["session_count", "agent_count", "tenant_count"].map(|key| plan[key].as_u64().unwrap())
+    };
+    assert_eq!(counts(&all), [3, 2, 2], "{all}");
+    assert_eq!(counts(&plan("tenant:acme")), [2, 1, 1]);
+    assert_eq!(plan("session:zzz")["unknown"], true);
+    let told = String::from_utf8(server.cli(&["halt", "global", "--plan"]).stdout).unwrap();
+    assert!(told.starts_with("PLAN, nothing is halted") && told.contains("3 sessions"), "{told}");
+    for scope in ["global", "tenant:acme", "session:zzz"] {
+        assert!(!stops(&server, scope), "{scope}");
+    }
+    assert_eq!(server.cli(&["halt", "global"]).status.code(), Some(2), "a halt needs a reason");
+}
+
 /// A release of everything is not watched, unless somebody says so.
 #[test]
 fn everything_is_watched_only_when_asked() {

@@ -9,7 +9,7 @@ use std::{
 use askama::Template;
 use axum::{extract::State, http::StatusCode, response::Response};
 use estoppel_killswitch::{
-    Audience, Now,
+    Audience, Now, is_drill,
     server::{HaltProgress, Listing, Switch},
 };
 use estoppel_model::{EntityId, Order, OrderBody, Scope, Timestamp};
@@ -146,7 +146,8 @@ impl Overview {
 
 fn see(switch: &Switch, now: Now, tenant: Option<&EntityId>) -> Seen {
     let visible = |order: &&Arc<Order>| {
-        matches!(order.body, OrderBody::Halt { .. }) && may_see(tenant, order)
+        let halt = matches!(order.body, OrderBody::Halt { .. }) && !is_drill(order);
+        halt && may_see(tenant, order)
     };
     let mut halts: Vec<&Arc<Order>> = switch.orders().in_force().filter(visible).collect();
     let total = halts.len();
@@ -213,4 +214,42 @@ pub(super) async fn live(State(server): State<Server>, visitor: Visitor) -> Resp
         },
     };
     page(StatusCode::OK, &Live { overview: &overview })
+}
+
+#[cfg(test)]
+mod tests {
+    use estoppel_killswitch::{DRILL_ACTOR, Signer as _, canary_scope, server::SwitchConfig};
+    use estoppel_model::{Actor, Boottime, OrderId, ScopeSet};
+
+    use super::*;
+    use crate::{NodeKey, order::Notary};
+
+    /// K5, A1: the page does not show a drill's canary as something that is halted.
+    #[test]
+    fn a_drill_halts_nobody_on_the_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let notary = Notary(NodeKey::open(dir.path()).unwrap());
+        let (mut switch, _) = Switch::new(SwitchConfig::default(), Box::new(notary.clone()), []);
+        let now =
+            Now { wall: Timestamp::from_micros(1_770_000_000_000_000), boot: Boottime::default() };
+        let mut give = |id: OrderId, scope: ScopeSet, by: &str| {
+            let order = Order {
+                id,
+                scope,
+                reason: "r".to_owned(),
+                issued_by: Actor::new(by).unwrap(),
+                issued_at: now.wall,
+                incident: None,
+                tenant: None,
+                body: OrderBody::Halt { until: None },
+            };
+            switch.submit(notary.sign(serde_json::to_string(&order).unwrap()), now).unwrap();
+        };
+        let (canary, halt) = (OrderId::new(), OrderId::new());
+        give(canary, canary_scope(canary).unwrap(), DRILL_ACTOR);
+        give(halt, "session:a".parse::<Scope>().unwrap().into(), "alice");
+        let seen = see(&switch, now, None);
+        let listed: Vec<OrderId> = seen.halts.iter().map(|(order, _)| order.id).collect();
+        assert_eq!((seen.total, listed), (1, vec![halt]));
+    }
 }
