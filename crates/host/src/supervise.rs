@@ -384,10 +384,13 @@ impl<O: Orders> Supervisor<O> {
 
     fn pass_on(&self, signal: rustix::process::Signal) {
         if self.frozen.is_some() {
-            tracing::warn!(?signal, "the agent is frozen: the signal waits until it goes on");
+            tracing::warn!(
+                signal = signal.as_raw(),
+                "the agent is frozen: the signal waits until it goes on"
+            );
         }
         if let Err(error) = self.agent.signal(signal) {
-            tracing::warn!(?signal, %error, "the signal was not passed on");
+            tracing::warn!(signal = signal.as_raw(), %error, "the signal was not passed on");
         }
     }
 

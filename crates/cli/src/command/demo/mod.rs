@@ -350,12 +350,12 @@ fn closing(
     };
     let host = status.enforcers.iter().find(|word| word.kind == "host");
     let containment = host.and_then(|word| word.settlement["containment"].as_str());
-    let evidence = view["evidence"].as_array().map_or(0, Vec::len);
+    let evidence = view["evidence"].as_array().map_or(0, |items| items.len().saturating_sub(1));
     let shown = folder.display();
     format!(
         "bytes that reached the attacker, by its own count: {} ({agree}), {after} after the stop\n\
          contained: {}\n\
-         evidence: {evidence} items with SHA-256, in {shown}/data/evidence\n\
+         evidence: {evidence} items and their manifest, each with SHA-256, in {shown}/data/evidence\n\
          report: {shown}/report.md\n\n\
          Look around:\n  \
          estoppel ledger verify --data {shown}/data\n  \
