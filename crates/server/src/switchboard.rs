@@ -539,7 +539,8 @@ impl Desk {
     }
 
     fn tell(&self, news: News) {
-        if self.news.try_send(news).is_err() {
+        // Who ends takes no news any more.
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.news.try_send(news) {
             tracing::error!("the server does not keep up with its enforcers; a record is missing");
         }
     }

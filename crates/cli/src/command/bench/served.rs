@@ -5,7 +5,8 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::{SocketAddr, TcpListener},
     path::PathBuf,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -118,7 +119,7 @@ fn start(folder: &std::path::Path, address: SocketAddr) -> Result<Process> {
 /// This binary in a hidden role: told what to do on a line, it answers in lines.
 pub(super) struct Helper {
     process: Process,
-    answers: BufReader<ChildStdout>,
+    answers: mpsc::Receiver<std::io::Result<String>>,
     /// Its end ends the process.
     _input: ChildStdin,
 }
@@ -136,16 +137,21 @@ impl Helper {
         let mut line = serde_json::to_vec(spec)?;
         line.push(b'\n');
         input.write_all(&line)?;
-        Ok(Self { process: Process(child), answers: BufReader::new(output), _input: input })
+        // Taken off its hands at once: a line of thousands of times is longer than a pipe, and who
+        // waits in the middle of it hears nothing more.
+        let (said, answers) = mpsc::channel();
+        std::thread::spawn(move || {
+            BufReader::new(output).lines().try_for_each(|line| said.send(line))
+        });
+        Ok(Self { process: Process(child), answers, _input: input })
     }
 
     /// The next answer; waits for it.
     pub(super) fn next<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let mut line = String::new();
-        if self.answers.read_line(&mut line)? == 0 {
+        let Ok(line) = self.answers.recv() else {
             let ended = self.process.0.wait()?;
             return Err(failed(anyhow::anyhow!("a process of the measurement ended: {ended}")));
-        }
-        Ok(serde_json::from_str(&line)?)
+        };
+        Ok(serde_json::from_str(&line?)?)
     }
 }
