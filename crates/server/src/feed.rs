@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 
 use estoppel_api::Durable;
-use estoppel_killswitch::frame::Confirmation;
 use estoppel_killswitch::invariant::Observation;
 use estoppel_ledger::{Checkpoint, LedgerError, Standing};
 use estoppel_model::{OrderId, SignedOrder};
@@ -30,16 +29,9 @@ pub(crate) async fn take(server: Server, mut news: mpsc::Receiver<News>) {
         match next {
             None => return,
             Some(News::Accepted(accepted)) => {
-                server.metrics().accepted(accepted.id, accepted.at);
                 server.tasks().spawn(keep(server.clone(), accepted));
             }
             Some(News::Confirmed(word)) => {
-                let Confirmation { order, stage, .. } = word.confirmation;
-                server.metrics().confirmed(order, stage, word.at);
-                // Of thousands of guards a task each would be for nothing.
-                if !word.is_recorded() && !word.count.is_complete() {
-                    continue;
-                }
                 let incidents = server.incidents().clone();
                 server.tasks().spawn(async move { incidents.confirmed(*word).await });
             }
@@ -55,7 +47,7 @@ pub(crate) async fn take(server: Server, mut news: mpsc::Receiver<News>) {
 
 /// Follows an order to the disk and into the ledger.
 async fn keep(server: Server, accepted: Accepted) {
-    let Accepted { id, signed, kept, durable, .. } = accepted;
+    let Accepted { id, signed, kept, durable } = accepted;
     let _behind = server.metrics().behind();
     match kept.await {
         Ok(Ok(())) => {

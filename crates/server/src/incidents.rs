@@ -356,7 +356,7 @@ impl Incidents {
         let Some(incident) = followed.or(word.incident) else { return };
         self.opened(incident).await;
         let count = word.count;
-        if word.is_recorded() {
+        if word.is_recorded {
             self.write(confirmed(incident, word).record(self.0.clock.now())).await;
         }
         self.contained(order, incident, &count).await;

@@ -201,6 +201,8 @@ struct Inner {
     tasks: TaskTracker,
     draining: CancellationToken,
     recovered: CancellationToken,
+    /// Where the enforcers' streams are served.
+    streams: tokio::runtime::Handle,
     /// One for each stream that may be open.
     stream_places: Arc<Semaphore>,
 }
@@ -332,6 +334,7 @@ impl Server {
         let tokens = Tokens::open(&config.data, now)?;
         let (spool, recovered) = Spool::open(&config.data, config.at_moment.clone())?;
         let draining = CancellationToken::new();
+        let metrics = Arc::new(Metrics::new());
         // The switchboard outlives the drain: what ends says so on its way out.
         let (switchboard, news) = Switchboard::start(
             SwitchConfig { lease: config.lease, ping: config.lease / 5 },
@@ -339,6 +342,7 @@ impl Server {
             Arc::clone(&clock),
             spool.clone(),
             recovered.orders.clone(),
+            Arc::clone(&metrics),
             CancellationToken::new(),
         )?;
         let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
@@ -361,7 +365,6 @@ impl Server {
         switchboard.set_contact(contact).await.map_err(|_| StartError::Ended)?;
         let pager = config.pager.clone();
         let tasks = TaskTracker::new();
-        let metrics = Arc::new(Metrics::new());
         let journal = Journal::closed(config.at_moment.clone(), Arc::clone(&metrics));
         let url = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
         let incidents = Incidents::new(
@@ -374,6 +377,7 @@ impl Server {
             Arc::clone(&metrics),
         );
         let vault = Vault::open(&config.data)?;
+        let streams = http::stream::runtime().map_err(StartError::Runtime)?;
         let server = Self(Arc::new(Inner {
             clock,
             started_at: now,
@@ -401,6 +405,7 @@ impl Server {
             tasks,
             draining,
             recovered: CancellationToken::new(),
+            streams: streams.handle().clone(),
             stream_places: Arc::new(Semaphore::new(config.streams_max)),
             config,
         }));
@@ -413,7 +418,7 @@ impl Server {
         };
         let mut doors = vec![Door { listener, tls: server.0.tls.clone() }];
         doors.extend(children.map(|(listener, _)| Door { listener, tls: None }));
-        let listener = server.listen(doors)?;
+        let listener = server.listen(doors, streams)?;
         if let Some(tls) = server.0.tls.clone() {
             server.0.tasks.spawn(tls::watch(server.clone(), tls));
         }
@@ -454,11 +459,19 @@ impl Server {
         &self.0.stream_places
     }
 
-    /// Serves the API on a thread and a runtime of its own.
-    fn listen(&self, doors: Vec<Door>) -> Result<std::thread::JoinHandle<()>, StartError> {
+    pub(crate) fn streams(&self) -> &tokio::runtime::Handle {
+        &self.0.streams
+    }
+
+    /// Serves the API on a thread and a runtime of its own; the streams' runtime ends with it.
+    fn listen(
+        &self,
+        doors: Vec<Door>,
+        streams: tokio::runtime::Runtime,
+    ) -> Result<std::thread::JoinHandle<()>, StartError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
-            .thread_name("orders")
+            .thread_name("api")
             .enable_all()
             .build()
             .map_err(StartError::Runtime)?;
@@ -473,8 +486,11 @@ impl Server {
             tasks.wait().await;
         };
         std::thread::Builder::new()
-            .name("orders".to_owned())
-            .spawn(move || runtime.block_on(serve))
+            .name("api".to_owned())
+            .spawn(move || {
+                runtime.block_on(serve);
+                drop(streams);
+            })
             .map_err(StartError::Runtime)
     }
 

@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::extract::ws::{Message, Utf8Bytes};
 use estoppel_api::Durable;
 use estoppel_killswitch::{
     Now, Signer as _,
@@ -26,10 +25,11 @@ use estoppel_killswitch::{
 };
 use estoppel_model::{Clock, EnforcerId, IncidentId, NewRecord, Order, OrderId, SignedOrder};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{StartError, order::Notary, spool::Spool, watched::Watched};
+use crate::{StartError, metrics::Metrics, order::Notary, spool::Spool, watched::Watched};
 
 /// Orders and questions that wait for the thread.
 const ORDERS_WAITING_MAX: usize = 4_096;
@@ -71,24 +71,14 @@ pub(crate) struct Word {
     pub incident: Option<IncidentId>,
     /// How far the order has been carried out with it.
     pub count: HaltCount,
-    /// When it came.
-    pub at: Instant,
-}
-
-impl Word {
-    /// Whether it becomes a record of its own. Of thousands of guards the numbers say enough; who
-    /// witnesses is always named.
-    pub(crate) const fn is_recorded(&self) -> bool {
-        self.count.expected <= WORDS_RECORDED_MAX || !matches!(self.kind, EnforcerKind::Guard)
-    }
+    /// Whether it becomes a record of its own.
+    pub is_recorded: bool,
 }
 
 /// An order on its way to the disk.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     pub id: OrderId,
-    /// When it was handed to the enforcers' queues.
-    pub at: Instant,
     pub signed: SignedOrder,
     pub kept: oneshot::Receiver<Result<(), crate::spool::SpoolError>>,
     pub durable: watch::Sender<Durable>,
@@ -143,6 +133,7 @@ struct Desk {
     news: mpsc::Sender<News>,
     orders: broadcast::Sender<Arc<Order>>,
     watched: Watched,
+    metrics: Arc<Metrics>,
 }
 
 impl Switchboard {
@@ -156,6 +147,7 @@ impl Switchboard {
         clock: Arc<dyn Clock>,
         spool: Spool,
         kept: Vec<SignedOrder>,
+        metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Result<(Self, mpsc::Receiver<News>), StartError> {
         let (jobs, mut jobs_in) = mpsc::channel::<Job>(ORDERS_WAITING_MAX);
@@ -188,6 +180,7 @@ impl Switchboard {
             news,
             orders: orders.clone(),
             watched: watched.clone(),
+            metrics,
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -502,8 +495,15 @@ impl Desk {
     }
 
     fn confirmed(&self, enforcer: EnforcerId, confirmation: Confirmation, count: HaltCount) {
+        self.metrics.confirmed(confirmation.order, confirmation.stage, Instant::now());
         let Some(state) = self.switch.enforcer(enforcer) else { return };
-        let (kind, name, at) = (state.kind, state.name.clone(), Instant::now());
+        // Of thousands of guards the numbers say enough; who witnesses is always named.
+        let is_recorded =
+            count.expected <= WORDS_RECORDED_MAX || !matches!(state.kind, EnforcerKind::Guard);
+        if !is_recorded && !count.is_complete() {
+            return;
+        }
+        let (kind, name) = (state.kind, state.name.clone());
         let order = self.switch.orders().order(confirmation.order);
         let incident = order.and_then(|order| order.incident);
         self.tell(News::Confirmed(Box::new(Word {
@@ -513,7 +513,7 @@ impl Desk {
             confirmation,
             incident,
             count,
-            at,
+            is_recorded,
         })));
     }
 
@@ -532,8 +532,8 @@ impl Desk {
         let (durable, follow) = watch::channel(Durable::No);
         self.durable.insert(order.id, follow);
         let kept = self.spool.keep(order.id, signed.clone(), follows);
-        let at = Instant::now();
-        self.tell(News::Accepted(Accepted { id: order.id, at, signed, kept, durable }));
+        self.metrics.accepted(order.id, Instant::now());
+        self.tell(News::Accepted(Accepted { id: order.id, signed, kept, durable }));
         // Nobody may follow.
         let _ = self.orders.send(Arc::new(order));
     }

@@ -31,7 +31,7 @@ mod request_log;
 mod runs;
 pub(crate) mod sql;
 mod status;
-mod stream;
+pub(crate) mod stream;
 pub(crate) mod tls;
 pub(crate) mod tokens;
 

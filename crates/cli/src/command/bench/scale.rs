@@ -25,6 +25,8 @@ use crate::error::Result;
 const HALTS: usize = 20;
 const LOOK: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often an enforcer pings, as the server asks.
+const PING: Duration = Duration::from_secs(3);
 
 /// Halt accepted → each guard refuses → each has settled, by the words' arrival at the server, of
 /// real guards in a process of their own.
@@ -59,6 +61,7 @@ pub(super) async fn scale(subscribers: usize) -> Result<Value> {
     // A lease is renewed by then, and what the connecting took is given back.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let idle = served.process.memory_bytes()?.saturating_sub(before);
+    let cost = Cost::of_idling(&served.process).await?;
     let (mut words, mut received) = (Words::default(), Vec::new());
     for index in 0..HALTS {
         let (begun, boot) = (Instant::now(), SystemClock.boottime());
@@ -68,6 +71,7 @@ pub(super) async fn scale(subscribers: usize) -> Result<Value> {
     }
     let mut estoppel = words.json();
     estoppel["received_by_all"] = distribution(received);
+    estoppel["processor_time_each"] = cost.json(&served.process, subscribers)?;
     let crashed = SystemClock.boottime();
     served.crash_and_restart()?;
     let away = match swarm.next()? {
@@ -98,6 +102,34 @@ pub(super) async fn scale(subscribers: usize) -> Result<Value> {
             "away": distribution(away),
         },
     }))
+}
+
+/// Processor time that a fleet costs its server.
+struct Cost {
+    /// Of one interval between two pings, all enforcers together.
+    pings: Duration,
+    spent: Duration,
+    since: Instant,
+}
+
+impl Cost {
+    /// Looks on while each enforcer pings once.
+    async fn of_idling(server: &Process) -> Result<Self> {
+        let before = server.processor_time()?;
+        tokio::time::sleep(PING).await;
+        let spent = server.processor_time()?;
+        Ok(Self { pings: spent.saturating_sub(before), spent, since: Instant::now() })
+    }
+
+    /// What a ping costs, and what a halt costs beyond the pings, looking at its progress included.
+    fn json(&self, server: &Process, subscribers: usize) -> Result<Value> {
+        let each = |time: f64| time * 1e6 / subscribers as f64;
+        let pings = self.pings.as_secs_f64();
+        let intervals = self.since.elapsed().as_secs_f64() / PING.as_secs_f64();
+        let spent = server.processor_time()?.saturating_sub(self.spent).as_secs_f64();
+        let halt = (spent - intervals * pings) / HALTS as f64;
+        Ok(json!({ "ping_us": each(pings), "halt_us": each(halt) }))
+    }
 }
 
 fn gather(address: SocketAddr, subscribers: usize, language: Language) -> Result<Helper> {

@@ -40,6 +40,17 @@ impl Process {
         let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
         Ok(kib.ok_or_else(|| failed(anyhow::anyhow!("/proc/PID/status has no RssAnon")))? * 1024)
     }
+
+    /// Processor time of all its threads so far.
+    pub(super) fn processor_time(&self) -> Result<Duration> {
+        let mut sum = Duration::ZERO;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
+            let stat = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+            let on_cpu_ns = stat.split(' ').next().and_then(|field| field.parse().ok());
+            sum += Duration::from_nanos(on_cpu_ns.unwrap_or_default());
+        }
+        Ok(sum)
+    }
 }
 
 /// A port of loopback that was free a moment ago.

@@ -2,8 +2,9 @@
 //!
 //! One thread and one epoll instance hold plain sockets that speak just enough of a protocol: the
 //! stream of Estoppel, or pub/sub of Redis. Both are driven by this same loop, so that what differs
-//! is the server. A real enforcer also checks each order's signature, on a machine of its own; what
-//! that costs is measured apart (`estoppel bench halt`).
+//! is the server. Real subscribers have machines of their own, on which one's answer delays nobody
+//! else's receipt: here answers go out when there is nothing to read. A real enforcer also checks each
+//! order's signature; what that costs is measured apart (`estoppel bench halt`).
 
 mod redis;
 mod stream;
@@ -12,7 +13,7 @@ pub(super) use redis::command as redis_command;
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, VecDeque},
     io::{BufRead as _, ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     os::fd::{AsFd as _, OwnedFd},
@@ -37,6 +38,8 @@ use serde_json::json;
 
 /// Connections that are made at the same time while the swarm gathers.
 const GATHERING: usize = 256;
+/// Answers between two looks at what there is to read.
+const ANSWERS_AT_ONCE: usize = 64;
 /// Events of one look at the sockets.
 const EVENTS_MAX: usize = 1_024;
 const READ_BYTES: usize = 64 * 1024;
@@ -141,6 +144,8 @@ struct Swarm {
     speaker: Box<dyn Speaker>,
     subscribers: Vec<Subscriber>,
     due: BinaryHeap<Reverse<(Boottime, usize, Due)>>,
+    /// What subscribers are about to say.
+    answers: VecDeque<(usize, Vec<u8>)>,
     subscribed: usize,
     /// The next one to connect for the first time.
     next: usize,
@@ -183,6 +188,7 @@ fn serve() -> Result<()> {
         speaker,
         subscribers: std::iter::repeat_with(subscriber).take(spec.subscribers).collect(),
         due: BinaryHeap::new(),
+        answers: VecDeque::new(),
         subscribed: 0,
         next: 0,
         away: Vec::new(),
@@ -206,6 +212,7 @@ impl Swarm {
                 }
             }
             let wait = self.due.peek().map(|Reverse((at, ..))| at.since(SystemClock.boottime()));
+            let wait = if self.answers.is_empty() { wait } else { Some(Duration::ZERO) };
             let wait = wait.map(Timespec::try_from).transpose()?;
             events.clear();
             match epoll::wait(
@@ -221,6 +228,9 @@ impl Swarm {
                     STDIN => return Ok(()),
                     index => self.ready(usize::try_from(index)?, event.flags, &mut buffer)?,
                 }
+            }
+            if events.is_empty() {
+                self.answer();
             }
         }
     }
@@ -310,9 +320,16 @@ impl Swarm {
             }
         }
         if !answer.is_empty() {
-            self.say(index, &answer);
+            self.answers.push_back((index, answer));
         }
         Ok(())
+    }
+
+    fn answer(&mut self) {
+        for _ in 0..ANSWERS_AT_ONCE {
+            let Some((index, words)) = self.answers.pop_front() else { return };
+            self.say(index, &words);
+        }
     }
 
     fn subscribed(&mut self, index: usize, now: Boottime) -> Result<()> {
@@ -352,6 +369,7 @@ impl Swarm {
         let Some(subscriber) = self.subscribers.get_mut(index) else { return };
         // Closing takes it off the watch list, too.
         subscriber.socket = None;
+        self.answers.retain(|(whose, _)| *whose != index);
         if std::mem::take(&mut subscriber.subscribed) {
             self.subscribed -= 1;
             subscriber.since = now;
