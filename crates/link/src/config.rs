@@ -45,6 +45,30 @@ pub struct LinkConfig {
     pub trust: Trust,
 }
 
+impl LinkConfig {
+    /// A link with the defaults: whatever subjects it meets, nothing kept over a restart, refusing
+    /// while the lease is over, the authorities of the operating system.
+    pub fn new(
+        servers: Vec<Url>,
+        token: Secret<String>,
+        kind: EnforcerKind,
+        name: impl Into<String>,
+    ) -> Self {
+        Self {
+            servers,
+            token,
+            kind,
+            name: name.into(),
+            subjects: Vec::new(),
+            state_dir: None,
+            on_lost: OnLost::default(),
+            gaps: Vec::new(),
+            events: EventBuffer::default(),
+            trust: Trust::system(),
+        }
+    }
+}
+
 /// Why a link cannot be started or used.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {

@@ -2,7 +2,7 @@
 
 use std::{net::TcpListener, sync::Arc};
 
-use estoppel_link::{EventBuffer, Link, LinkConfig, OnLost, Trust, frame::EnforcerKind};
+use estoppel_link::{Link, LinkConfig, OnLost, Trust, frame::EnforcerKind};
 use estoppel_model::{Secret, SystemClock};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -39,17 +39,12 @@ impl Guards {
             .unwrap();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let start = |number| {
+            let (servers, token) = (vec![url.parse().unwrap()], Secret::new(token.to_owned()));
+            let name = format!("guard {number}");
             let config = LinkConfig {
-                servers: vec![url.parse().unwrap()],
-                token: Secret::new(token.to_owned()),
-                kind: EnforcerKind::Guard,
-                name: format!("guard {number}"),
-                subjects: Vec::new(),
-                state_dir: None,
                 on_lost,
-                gaps: Vec::new(),
-                events: EventBuffer::default(),
                 trust: trust.clone(),
+                ..LinkConfig::new(servers, token, EnforcerKind::Guard, name)
             };
             Link::start(config, Arc::new(SystemClock), &tasks, stop.clone()).unwrap().0
         };

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use estoppel_link::{EventBuffer, Link, LinkConfig, OnLost, frame::EnforcerKind};
+use estoppel_link::{Link, LinkConfig, frame::EnforcerKind};
 use estoppel_model::{Secret, SystemClock};
 use serde_json::{Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -53,18 +53,9 @@ fn prometheus_reads_what_happened() {
     let server = Server::start_with("[paging]\nurl = \"http://127.0.0.1:1/\"");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let config = LinkConfig {
-        servers: vec![server.url.parse().unwrap()],
-        token: Secret::new(server.token(HOSTILE_NAME, "agent", None)),
-        kind: EnforcerKind::Guard,
-        name: HOSTILE.to_owned(),
-        subjects: Vec::new(),
-        state_dir: None,
-        on_lost: OnLost::Refuse,
-        gaps: Vec::new(),
-        events: EventBuffer::default(),
-        trust: estoppel_link::Trust::system(),
-    };
+    let token = Secret::new(server.token(HOSTILE_NAME, "agent", None));
+    let servers = vec![server.url.parse().unwrap()];
+    let config = LinkConfig::new(servers, token, EnforcerKind::Guard, HOSTILE);
     let (guard, mut said) = {
         let _inside = runtime.enter();
         Link::start(config, Arc::new(SystemClock), &tasks, stop.clone()).unwrap()

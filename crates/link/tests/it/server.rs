@@ -27,7 +27,7 @@ use estoppel_killswitch::{
     frame::{Action, EnforcerKind, Outcome, ToEnforcer},
     server::{ConnectionId, Effect, Identity, Input, Switch, SwitchConfig},
 };
-use estoppel_link::{EventBuffer, Link, LinkConfig, LinkEvent, OnLost};
+use estoppel_link::{Link, LinkConfig, LinkEvent};
 use estoppel_model::{
     Actor, Clock as _, EntityId, Order, OrderBody, OrderId, Scope, ScopeSet, Secret, SignedOrder,
     Subject, SystemClock,
@@ -332,18 +332,8 @@ pub(crate) struct TestLink {
 }
 
 pub(crate) fn config(servers: &[SocketAddr]) -> LinkConfig {
-    LinkConfig {
-        servers: servers.iter().map(|at| format!("http://{at}").parse().unwrap()).collect(),
-        token: Secret::new(TOKEN.to_owned()),
-        kind: EnforcerKind::Guard,
-        name: "test".to_owned(),
-        subjects: Vec::new(),
-        state_dir: None,
-        on_lost: OnLost::Refuse,
-        gaps: Vec::new(),
-        events: EventBuffer::default(),
-        trust: estoppel_link::Trust::system(),
-    }
+    let servers = servers.iter().map(|at| format!("http://{at}").parse().unwrap()).collect();
+    LinkConfig::new(servers, Secret::new(TOKEN.to_owned()), EnforcerKind::Guard, "test")
 }
 
 pub(crate) fn kept_in(dir: &Path, servers: &[SocketAddr]) -> LinkConfig {

@@ -9,7 +9,7 @@ use std::{
 use estoppel_api::{Allowlist, Client, Role, TokenRequest};
 use estoppel_eventlog::WorkerCommand;
 use estoppel_link::{
-    EventBuffer, Link, LinkConfig, LinkEvent, OnLost,
+    Link, LinkConfig, LinkEvent,
     frame::{EnforcerKind, Settlement},
 };
 use estoppel_model::{EntityId, Secret, SystemClock};
@@ -71,18 +71,9 @@ impl Stage {
         stop: &CancellationToken,
     ) -> Result<mpsc::Receiver<Instant>> {
         let (told, first) = mpsc::channel(1_024);
-        let config = LinkConfig {
-            servers: vec![self.client.url().clone()],
-            token: Secret::new(self.token(Role::Agent).await?),
-            kind: EnforcerKind::Guard,
-            name: "guard".to_owned(),
-            subjects: Vec::new(),
-            state_dir: None,
-            on_lost: OnLost::Refuse,
-            gaps: Vec::new(),
-            events: EventBuffer::default(),
-            trust: estoppel_link::Trust::system(),
-        };
+        let servers = vec![self.client.url().clone()];
+        let token = Secret::new(self.token(Role::Agent).await?);
+        let config = LinkConfig::new(servers, token, EnforcerKind::Guard, "guard");
         let (link, mut events) =
             Link::start(config, Arc::new(SystemClock), tasks, stop.clone()).map_err(failed)?;
         let settling = link.clone();

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use estoppel_link::{
-    EventBuffer, Link, LinkConfig, LinkEvent, OnLost,
+    Link, LinkConfig, LinkEvent,
     frame::{EnforcerKind, Settlement},
 };
 use estoppel_model::{Secret, SystemClock};
@@ -58,18 +58,9 @@ async fn connect(spec: &Spec, tasks: &TaskTracker, stop: &CancellationToken) -> 
     let server: url::Url = spec.server.parse().context("the server's address")?;
     let mut links = Vec::new();
     for index in 0..spec.guards {
-        let config = LinkConfig {
-            servers: vec![server.clone()],
-            token: Secret::new(spec.token.clone()),
-            kind: EnforcerKind::Guard,
-            name: format!("guard {index}"),
-            subjects: Vec::new(),
-            state_dir: None,
-            on_lost: OnLost::Refuse,
-            gaps: Vec::new(),
-            events: EventBuffer::default(),
-            trust: estoppel_link::Trust::system(),
-        };
+        let (servers, token) = (vec![server.clone()], Secret::new(spec.token.clone()));
+        let name = format!("guard {index}");
+        let config = LinkConfig::new(servers, token, EnforcerKind::Guard, name);
         let (link, mut events) = Link::start(config, Arc::new(SystemClock), tasks, stop.clone())?;
         links.push(link.clone());
         tasks.spawn(async move {
