@@ -16,7 +16,7 @@ use std::{
 };
 
 use estoppel_link::{
-    LinkEvent, LocalHalt,
+    LinkEvent, LocalHalt, canary_of,
     frame::{Action, Outcome, Settlement},
 };
 use estoppel_model::{Actor, Clock, Order, OrderBody, OrderId, Subject};
@@ -287,7 +287,8 @@ impl<O: Orders> Supervisor<O> {
         let held = self.reason_to_hold().is_some();
         let mut settlement = Settlement::default();
         if self.config.mode == Mode::Observe {
-            settlement.observed_only = reaches;
+            // A canary reaches nobody, and is answered for a halt that does.
+            settlement.observed_only = reaches || canary_of(order).is_some();
         } else if held {
             settlement.not_interruptible = self.freeze().await;
             settlement.processes_frozen = self.frozen.map_or(0, |report| report.processes);

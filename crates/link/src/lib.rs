@@ -22,7 +22,7 @@ mod view;
 pub use config::{LinkConfig, LinkError, OnLost};
 pub use connection::reconnect_pause;
 pub use estoppel_api::{Trust, TrustError};
-pub use estoppel_killswitch::frame;
+pub use estoppel_killswitch::{canary_of, frame};
 pub use handle::{Link, LinkEvent, LinkStatus, LocalHalt};
 pub use spool::SpoolError;
 pub use upload::{EventBuffer, UploadConfig, UploadError, UploadStatus, Uploader, WhenFull};

@@ -9,7 +9,10 @@ use estoppel_guard::{Guard, StepSpec};
 use estoppel_model::Subject;
 use serde_json::{Value, json};
 
-use crate::stage::{Server, wait_for};
+use crate::{
+    hosted::Hosted,
+    stage::{Server, wait_for},
+};
 
 /// A process that is ended with the test.
 pub(crate) struct Running(pub(crate) Child);
@@ -128,6 +131,43 @@ fn a_drill_goes_through_every_enforcer_and_stops_nobody() {
     assert_eq!(again.as_array().unwrap().len(), 2, "drills outlast the server: {again}");
     let verified = server.json(&["ledger", "verify", "--data", server.data.to_str().unwrap()]);
     assert_eq!(verified["damages_found"], 0, "{verified}");
+}
+
+/// A1: who only observes would stop nobody, and a drill says so, of a guard and of a host; the
+/// gateway of an observing `run` enforces all the same.
+#[test]
+fn real_who_only_observes_does_not_pass_a_drill() {
+    let server = Server::start();
+    let observe = ["--observe"];
+    let Some(agent) = Hosted::start(&server, "observed", &observe) else { return };
+    let runtime = runtime();
+    let guard = runtime.block_on(async {
+        let token = server.token("agent", "agent", None);
+        let builder = Guard::builder().server(&server.url).unwrap().token(token);
+        builder.mode(estoppel_guard::Mode::Observe).connect().unwrap()
+    });
+    wait_for_enforcers(&server, 3);
+    let output = server.cli(&["--json", "drill", "kill-switch"]);
+    assert_eq!(output.status.code(), Some(9));
+    let drill: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&drill["expected"], &drill["confirmed"]), (&json!(3), &json!(1)), "{drill}");
+    assert_eq!(drill["outcome"], "failed");
+    let mut observing: Vec<&str> = drill["enforcers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|it| it["observed_only"] == true)
+        .map(|it| it["kind"].as_str().unwrap())
+        .collect();
+    observing.sort_unstable();
+    assert_eq!(observing, ["guard", "host"], "{drill}");
+    let reasons = drill["reasons"].as_array().unwrap();
+    let said = |it: &&Value| it.as_str().is_some_and(|it| it.contains("observes only"));
+    assert_eq!(reasons.iter().filter(said).count(), 2, "{drill}");
+    let told = String::from_utf8(server.cli(&["drill", "kill-switch"]).stdout).unwrap();
+    assert!(told.matches("observes only").count() >= 2, "{told}");
+    assert!(agent.acts(), "a drill touches nobody");
+    drop(guard);
 }
 
 /// A1: who does not answer is named, and the command, `status` and `doctor` say so.

@@ -50,6 +50,14 @@ pub(crate) fn halt(scope: &str, incident: Option<IncidentId>) -> Arc<Order> {
     })
 }
 
+/// A drill's canary, as the server gives it.
+pub(crate) fn canary() -> Arc<Order> {
+    let order = halt("global", None);
+    let scope: Scope = format!("session:estoppel-canary-{}", order.id).parse().unwrap();
+    let issued_by = Actor::new("estoppel:drill").unwrap();
+    Arc::new(Order { scope: scope.into(), issued_by, ..(*order).clone() })
+}
+
 impl Script {
     pub(crate) fn new() -> (Self, mpsc::Receiver<LinkEvent>, mpsc::Receiver<Said>) {
         let (events, receiver) = mpsc::channel(64);

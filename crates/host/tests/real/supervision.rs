@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::{
     Test,
     machine::{Place, SOON, start, subject, until},
-    orders::{Said, Script, halt},
+    orders::{Said, Script, canary, halt},
 };
 
 pub(crate) const SUBCOMMAND: &str = "supervisor";
@@ -262,6 +262,15 @@ fn observing() {
         let (settled, settlement) = run.settled().await;
         assert_eq!((settled, settlement.observed_only), (order.id, true));
         assert_eq!(settlement.processes_frozen, 0);
+        // A drill's canary reaches nobody here, and the answer is that of a halt that does.
+        let canary = canary();
+        run.script.order(&canary);
+        let (settled, settlement) = run.settled().await;
+        assert_eq!((settled, settlement.observed_only), (canary.id, true));
+        let other = halt("session:other", None);
+        run.script.order(&other);
+        let (settled, settlement) = run.settled().await;
+        assert_eq!((settled, settlement.observed_only), (other.id, false));
         for verb in [Verb::Freeze, Verb::Kill] {
             assert_eq!(run.act(verb).await.result, ActionResult::Failed);
         }
