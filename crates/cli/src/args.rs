@@ -306,6 +306,10 @@ pub(crate) struct RunArgs {
     /// Go on when no server answers for longer than the lease (default: freeze)
     #[arg(long)]
     pub allow_on_lost: bool,
+    /// A file that holds the token of the agent's own guard (role agent): the agent gets it as
+    /// ESTOPPEL_TOKEN
+    #[arg(long, env = "ESTOPPEL_GUARD_TOKEN_FILE", value_name = "FILE")]
+    pub guard_token_file: Option<PathBuf>,
     /// Folder for orders, spool and evidence that could not be sent yet
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,

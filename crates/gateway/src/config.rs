@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::SocketAddr, str::FromStr, sync::Arc, time::
 use estoppel_extract::{Host, HostError, HostPort};
 use estoppel_model::{Clock, Subject, text::quoted};
 
-use crate::{Policy, Resolve};
+use crate::{ControlPlane, Policy, Resolve};
 
 /// What a gateway is started with.
 #[derive(Clone)]
@@ -21,6 +21,9 @@ pub struct GatewayConfig {
     pub own_addresses: Vec<SocketAddr>,
     /// Bounds.
     pub limits: Limits,
+    /// The servers that the agent's own guard reaches through the listener, where the agent can
+    /// reach nothing else; `None`: a guard reaches them by itself.
+    pub control: Option<ControlPlane>,
     /// Turns names into addresses.
     pub resolver: Arc<dyn Resolve>,
     /// Where time comes from.

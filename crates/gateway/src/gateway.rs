@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Authority, CredentialError, GatewayConfig, Identity, Policy, Totals,
     config::by_target,
+    control::Control,
     credential::Verifier,
     dial::Dialler,
     flow::{Cause, Flows},
@@ -39,6 +40,12 @@ pub enum GatewayError {
     /// The listener cannot be used.
     #[error("the gateway's listener cannot be used")]
     Listener(#[source] io::Error),
+    /// There must be a server for guards to be led to.
+    #[error("no server is given for the agent's own guard")]
+    NoServer,
+    /// Servers cannot be spoken to.
+    #[error("TLS to the servers cannot be used")]
+    Control(#[source] reqwest::Error),
 }
 
 /// What a gateway has done, and does now.
@@ -76,8 +83,16 @@ impl Gateway {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, GatewayError> {
-        let GatewayConfig { identity, policy, hosts, mut own_addresses, limits, resolver, clock } =
-            config;
+        let GatewayConfig {
+            identity,
+            policy,
+            hosts,
+            mut own_addresses,
+            limits,
+            control,
+            resolver,
+            clock,
+        } = config;
         listener.set_nonblocking(true).map_err(GatewayError::Listener)?;
         let listener = TcpListener::from_std(listener).map_err(GatewayError::Listener)?;
         let local_addr = listener.local_addr().map_err(GatewayError::Listener)?;
@@ -88,12 +103,15 @@ impl Gateway {
         };
         // A stop of our own: the gateway also ends when the orders do.
         let stop = stop.child_token();
+        let control =
+            control.map(|plane| Control::new(plane, tasks.clone(), stop.clone())).transpose()?;
         let hosts = by_target(&hosts);
         let proxy = Arc::new(Proxy {
             who,
             dialler: Dialler { hosts, own_addresses, resolver, limits },
             flows: Arc::new(Flows::new(authority, clock, policy)),
             limits,
+            control,
             tasks: tasks.clone(),
             stop,
         });
@@ -145,16 +163,13 @@ impl Gateway {
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
+            let Ok(place) = Arc::clone(&self.connections).try_acquire_owned() else {
                 tracing::warn!("too many connections: one was refused");
                 Wire::new(socket).reset();
                 continue;
             };
             let proxy = Arc::clone(&self.proxy);
-            self.proxy.tasks.spawn(async move {
-                proxy.serve(socket).await;
-                drop(permit);
-            });
+            self.proxy.tasks.spawn(proxy.serve(Wire::of_client(socket, place)));
         }
     }
 

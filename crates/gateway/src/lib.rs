@@ -1,7 +1,8 @@
 //! Forward proxy in front of an agent: it judges, counts and cuts what the agent sends.
 //!
-//! HTTP/1.1 requests in absolute form and `CONNECT`. Who is behind a connection is known from the
-//! listener or from a credential that the server signed, never from a name. Invariants:
+//! HTTP/1.1 requests in absolute form and `CONNECT`; of those in origin form, where it is asked to,
+//! the two by which an agent's own guard reaches its server. Who is behind a connection is known
+//! from the listener or from a credential that the server signed, never from a name. Invariants:
 //!
 //! - Nothing goes to a destination before the orders, the lease, the allowlist, the resolved
 //!   address and, in a tunnel, the ClientHello have been judged; the connection goes to the address
@@ -16,6 +17,7 @@
 
 mod authority;
 mod config;
+mod control;
 pub mod credential;
 mod dial;
 mod flow;
@@ -29,6 +31,7 @@ mod wire;
 
 pub use authority::{Authority, LinkAuthority};
 pub use config::{GatewayConfig, HostOverride, HostOverrideError, Identity, Limits, Source};
+pub use control::ControlPlane;
 pub use credential::{Credential, CredentialError};
 pub use dial::{Resolve, Resolving, SystemResolver};
 pub use flow::Totals;

@@ -139,6 +139,40 @@ impl Problem {
         problem
     }
 
+    /// The address is none of those by which a guard reaches its server.
+    pub(crate) fn not_passed_on() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "urn:estoppel:problem:not-passed-on",
+            "This is not passed on to the server",
+            "here an agent's own guard reaches GET /v1/stream and POST /v1/events of its server, and \
+             nothing else of it; to send elsewhere, use this as a proxy"
+                .to_owned(),
+        )
+    }
+
+    /// No server answers a guard's request.
+    pub(crate) fn server_unreachable() -> Self {
+        Self::new(
+            StatusCode::BAD_GATEWAY,
+            "urn:estoppel:problem:server-unreachable",
+            "The server does not answer",
+            "the server gave no answer that could be passed on; the next request tries the next \
+             one, if there are several"
+                .to_owned(),
+        )
+    }
+
+    /// As many of a guard's requests are under way as may be.
+    pub(crate) fn too_many(most: usize) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "urn:estoppel:problem:too-many",
+            "Too many requests of guards are under way",
+            format!("at most {most} at a time, streams included"),
+        )
+    }
+
     /// Adds whom to call, where an order or the lease is the cause.
     pub(crate) fn with_contact(mut self, contact: Option<Untrusted<Arc<str>>>) -> Self {
         if self.0.status == StatusCode::FORBIDDEN.as_u16() {

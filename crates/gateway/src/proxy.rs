@@ -7,11 +7,11 @@ use estoppel_model::{FlowVerdict, Secret};
 use http::{Method, Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Limits, Source,
+    control::{Control, Wish},
     credential::Verifier,
     dial::{DialError, Dialler},
     flow::{FlowGuard, Flows, Upstream},
@@ -37,14 +37,14 @@ pub(crate) struct Proxy {
     pub(crate) dialler: Dialler,
     pub(crate) flows: Arc<Flows>,
     pub(crate) limits: Limits,
+    pub(crate) control: Option<Control>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
 
 impl Proxy {
     /// Serves one connection until it ends.
-    pub(crate) async fn serve(self: Arc<Self>, socket: TcpStream) {
-        let wire = Wire::new(socket);
+    pub(crate) async fn serve(self: Arc<Self>, wire: Wire) {
         let io = TokioIo::new(wire.clone());
         let proxy = Arc::clone(&self);
         let client = wire.clone();
@@ -81,6 +81,18 @@ impl Proxy {
                 return problem.into_response();
             }
         };
+        if let Some(control) = &self.control
+            && !tunnel
+            && request.uri().authority().is_none()
+        {
+            return match Wish::of(&request) {
+                Some(wish) => control.pass_on(wish, request).await,
+                None => {
+                    self.flows.refused(&source, protocol, "");
+                    Problem::not_passed_on().into_response()
+                }
+            };
+        }
         let target = if tunnel { tunnel_target(&request) } else { forward::target(&request) };
         let target = match target {
             Ok(target) => target,

@@ -37,7 +37,7 @@ pub use orders::Orders;
 pub use process::Process;
 pub use processes::{FreezeReport, Processes};
 pub use run::{
-    CgroupMode, DEFAULT_HIDDEN, Identity, NetworkMode, Outlook, PROXY_PORT, Prepared, RunConfig,
-    RunError,
+    CgroupMode, DEFAULT_HIDDEN, GuardAccess, Identity, NetworkMode, Outlook, PROXY_PORT, Prepared,
+    RunConfig, RunError,
 };
 pub use supervise::{Mode, SuperviseConfig, Wiring, supervise};

@@ -70,6 +70,8 @@ pub struct RunConfig {
     pub network: NetworkMode,
     /// Paths to hide: [`DEFAULT_HIDDEN`], the data folder, the evidence folder.
     pub hide: Vec<PathBuf>,
+    /// How the agent's own guard, if it has one, finds its server.
+    pub guard: GuardAccess,
     /// Variables for the agent beside those of the supervisor, of which no `ESTOPPEL_` one is
     /// passed on (they hold tokens).
     pub env: Vec<(OsString, OsString)>,
@@ -123,6 +125,42 @@ pub enum NetworkMode {
     Proxy(Secret<String>),
 }
 
+/// How an agent's own guard finds its server.
+///
+/// In a network namespace that is the gateway's listener, which passes on what a guard needs
+/// (`ESTOPPEL_URL`); outside of one the server itself.
+#[derive(Debug, Clone, Default)]
+pub struct GuardAccess {
+    /// The server's addresses, as `ESTOPPEL_URL` has them; empty: the agent is told of no server.
+    pub servers: String,
+    /// The file of those who may vouch for it (`ESTOPPEL_CA`), where the guard speaks to it itself.
+    pub ca: Option<PathBuf>,
+    /// The guard's own token (`ESTOPPEL_TOKEN`), which must never be the supervisor's: the agent
+    /// can read it.
+    pub token: Option<Secret<String>>,
+}
+
+impl GuardAccess {
+    /// The agent's variables.
+    fn variables(&self, own_network: bool) -> Vec<(String, String)> {
+        if self.servers.is_empty() {
+            return Vec::new();
+        }
+        let url = if own_network { listener_url() } else { self.servers.clone() };
+        let ca = self.ca.as_ref().filter(|_| !own_network).map(|ca| ca.display().to_string());
+        let token = self.token.as_ref().map(|token| token.expose().clone());
+        [("ESTOPPEL_URL", Some(url)), ("ESTOPPEL_CA", ca), ("ESTOPPEL_TOKEN", token)]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect()
+    }
+}
+
+/// The gateway's listener, as the agent in its network namespace writes it.
+fn listener_url() -> String {
+    format!("http://127.0.0.1:{PROXY_PORT}")
+}
+
 impl RunConfig {
     /// The strongest confinement for a command.
     pub fn new(command: Vec<OsString>, subject: Subject) -> Self {
@@ -133,6 +171,7 @@ impl RunConfig {
             cgroup: CgroupMode::Auto,
             network: NetworkMode::Namespace,
             hide: DEFAULT_HIDDEN.iter().map(PathBuf::from).collect(),
+            guard: GuardAccess::default(),
             env: Vec::new(),
             shim: vec!["/proc/self/exe".into(), shim::SUBCOMMAND.into()],
         }
@@ -216,6 +255,7 @@ pub struct Prepared {
     exit: Option<oneshot::Receiver<AgentExit>>,
     listener: Option<TcpListener>,
     proxy: String,
+    guard: GuardAccess,
     arranged: Option<Arranged>,
     foreground: bool,
 }
@@ -274,7 +314,8 @@ impl Prepared {
             processes: Arc::new(processes),
             exit: Some(exit),
             listener: None,
-            proxy: format!("http://127.0.0.1:{PROXY_PORT}"),
+            proxy: listener_url(),
+            guard: config.guard,
             arranged: None,
             foreground,
             main: None,
@@ -349,7 +390,8 @@ impl Prepared {
             .then(Signals::new)
             .transpose()
             .map_err(RunError::step("signals"))?;
-        send(socket, &Go { proxy: std::mem::take(&mut self.proxy) }, None)
+        let guard = self.guard.variables(arranged.network);
+        send(socket, &Go { proxy: std::mem::take(&mut self.proxy), guard }, None)
             .map_err(RunError::step("the shim"))?;
         // The shim's end closes by `exec`.
         if let Some((FromShim::Failed { message, code }, _)) =
@@ -419,4 +461,32 @@ fn command(
 
 fn closed() -> RunError {
     RunError::Failed { message: "the shim ended before it was ready".to_owned(), code: 126 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The supervisor's own token and the server's address stay outside of a network namespace.
+    #[test]
+    fn a_guard_is_told_what_it_can_use() {
+        let access = GuardAccess {
+            servers: "https://one.example,https://two.example".to_owned(),
+            ca: Some("/etc/ca.pem".into()),
+            token: Some(Secret::new("its own".to_owned())),
+        };
+        let check = |access: &GuardAccess, own_network: bool, expected: &[(&str, &str)]| {
+            let found = access.variables(own_network);
+            let found: Vec<_> = found.iter().map(|(name, value)| (&**name, &**value)).collect();
+            assert_eq!(found, expected);
+        };
+        let listener = ("ESTOPPEL_URL", "http://127.0.0.1:3128");
+        let token = ("ESTOPPEL_TOKEN", "its own");
+        check(&access, true, &[listener, token]);
+        let servers = ("ESTOPPEL_URL", access.servers.as_str());
+        check(&access, false, &[servers, ("ESTOPPEL_CA", "/etc/ca.pem"), token]);
+        check(&GuardAccess { token: None, ..access.clone() }, true, &[listener]);
+        check(&GuardAccess::default(), true, &[]);
+        assert!(!format!("{access:?}").contains("its own"));
+    }
 }

@@ -216,6 +216,7 @@ fn become_agent(
         agent.env(name, &go.proxy).env(name.to_ascii_lowercase(), &go.proxy);
     }
     agent.env_remove("NO_PROXY").env_remove("no_proxy");
+    agent.envs(go.guard.iter().map(|(name, value)| (name, value)));
     let error = agent.exec();
     let code = if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_STARTED };
     Err(Failure { message: format!("{}: {error}", program.display()), code })

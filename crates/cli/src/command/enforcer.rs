@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use estoppel_api::{Client, GatewayPolicy};
 use estoppel_gateway::{Gateway, HostOverride, Mode, Policy};
 use estoppel_link::frame::EnforcerKind;
-use estoppel_link::{EventBuffer, Link, LinkConfig, LinkEvent, OnLost};
+use estoppel_link::{Link, LinkConfig, LinkEvent, OnLost};
 use estoppel_model::{Subject, SystemClock};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -33,14 +33,9 @@ pub(super) struct Role {
     pub gaps: Vec<String>,
 }
 
-/// Starts a link to the server.
-pub(super) fn link(
-    connect: &Connect,
-    role: Role,
-    tasks: &TaskTracker,
-    stop: CancellationToken,
-) -> Result<(Link, mpsc::Receiver<LinkEvent>)> {
-    let servers = connect
+/// The servers that the operator has named.
+pub(super) fn servers(connect: &Connect) -> Result<Vec<url::Url>> {
+    connect
         .url
         .split(',')
         .map(|url| url.trim().parse())
@@ -49,18 +44,23 @@ pub(super) fn link(
             let error = anyhow::Error::new(error)
                 .context(format!("`{}` is not a server's address", connect.url));
             CommandError::new(Exit::Usage, error)
-        })?;
+        })
+}
+
+/// Starts a link to the server.
+pub(super) fn link(
+    connect: &Connect,
+    role: Role,
+    tasks: &TaskTracker,
+    stop: CancellationToken,
+) -> Result<(Link, mpsc::Receiver<LinkEvent>)> {
     let config = LinkConfig {
-        servers,
-        token: connect.token()?,
-        kind: role.kind,
-        name: role.name,
         subjects: role.subjects,
         state_dir: role.state,
         on_lost: role.on_lost,
         gaps: role.gaps,
-        events: EventBuffer::default(),
         trust: connect.trust()?,
+        ..LinkConfig::new(servers(connect)?, connect.token()?, role.kind, role.name)
     };
     Link::start(config, Arc::new(SystemClock), tasks, stop)
         .map_err(|error| CommandError::new(Exit::Usage, error))

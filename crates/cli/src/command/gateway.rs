@@ -43,6 +43,8 @@ async fn serve(args: &GatewayArgs, connect: &Connect) -> Result {
         hosts: enforcer::overrides(&args.resolve)?,
         own_addresses: own,
         limits: Limits::default(),
+        // Whoever reaches a shared gateway may reach the server, too.
+        control: None,
         resolver: Arc::new(SystemResolver),
         clock: Arc::new(SystemClock),
     };

@@ -91,12 +91,7 @@ impl Connect {
                 "set ESTOPPEL_TOKEN, or ESTOPPEL_TOKEN_FILE=DATA/admin.token on the server's machine",
             ));
         };
-        let token = std::fs::read_to_string(file).map_err(|error| {
-            let error =
-                anyhow::Error::new(error).context(format!("token file `{}`", file.display()));
-            CommandError::new(Exit::NotAllowed, error)
-        })?;
-        Ok(Secret::new(token.trim().to_owned()))
+        token_of(file)
     }
 
     /// Who may vouch for the server.
@@ -111,6 +106,15 @@ impl Connect {
     pub(crate) fn client(&self) -> Result<Client> {
         Ok(Client::trusting(&self.url, self.token()?, &self.trust()?)?)
     }
+}
+
+/// The token that a file holds.
+fn token_of(file: &std::path::Path) -> Result<Secret<String>> {
+    let token = std::fs::read_to_string(file).map_err(|error| {
+        let error = anyhow::Error::new(error).context(format!("token file `{}`", file.display()));
+        CommandError::new(Exit::NotAllowed, error)
+    })?;
+    Ok(Secret::new(token.trim().to_owned()))
 }
 
 impl SubjectArgs {

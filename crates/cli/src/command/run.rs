@@ -9,11 +9,12 @@ use std::{
 
 use estoppel_api::Client;
 use estoppel_gateway::{
-    Gateway, GatewayConfig, Identity as Who, Limits, LinkAuthority, Source, SystemResolver,
+    ControlPlane, Gateway, GatewayConfig, Identity as Who, Limits, LinkAuthority, Source,
+    SystemResolver,
 };
 use estoppel_host::{
-    CaptureLimits, Captured, Containment, Identity, Mode, NetworkMode, Prepared, RunConfig,
-    SuperviseConfig, Wiring, control,
+    CaptureLimits, Captured, Containment, GuardAccess, Identity, Mode, NetworkMode, Prepared,
+    RunConfig, SuperviseConfig, Wiring, control,
 };
 use estoppel_link::{Link, OnLost, frame::EnforcerKind};
 use estoppel_model::{Actor, EntityId, Secret, Subject, SystemClock};
@@ -100,6 +101,10 @@ async fn supervise(args: RunArgs, connect: &Connect, output: &Output) -> Result 
             hosts: enforcer::overrides(&args.resolve)?,
             own_addresses: client.url().socket_addrs(|| None).unwrap_or_default(),
             limits: Limits::default(),
+            control: Some(ControlPlane {
+                servers: enforcer::servers(connect)?,
+                trust: connect.trust()?,
+            }),
             resolver: Arc::new(SystemResolver),
             clock: Arc::new(SystemClock),
         };
@@ -169,6 +174,11 @@ async fn prepare(
     config.identity = Identity::Other { uid: args.uid, gid: args.uid };
     config.hide.push(state.to_owned());
     config.hide.extend(connect.token_file.clone());
+    config.guard = GuardAccess {
+        servers: connect.url.clone(),
+        ca: connect.ca.clone(),
+        token: guard_token(args, connect)?,
+    };
     if let Some(proxy) = &args.proxy {
         let request = estoppel_api::CredentialRequest { subject: subject.clone(), seconds: None };
         let minted = client.mint_credential(&request).await?;
@@ -184,6 +194,21 @@ async fn prepare(
             refused(error).hint("`estoppel doctor` says what this machine permits")
                 .hint("--proxy ADDR:PORT of an `estoppel gateway` runs it without a network namespace, and weaker")
         })
+}
+
+/// The token of the agent's own guard, which the agent can read: it must not be an enforcer's.
+fn guard_token(args: &RunArgs, connect: &Connect) -> Result<Option<Secret<String>>> {
+    let Some(file) = &args.guard_token_file else { return Ok(None) };
+    let token = super::token_of(file)?;
+    if token.expose() == connect.token()?.expose() {
+        let message = format!(
+            "`{}` holds the token that `estoppel run` itself uses, which the agent must not get",
+            file.display()
+        );
+        return Err(CommandError::message(Exit::Usage, message)
+            .hint("make one for the guard: estoppel token create NAME --role agent"));
+    }
+    Ok(Some(token))
 }
 
 fn refused(error: estoppel_host::RunError) -> CommandError {

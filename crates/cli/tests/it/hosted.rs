@@ -4,7 +4,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -104,6 +104,18 @@ impl Hosted {
         self.folder.path().join("work")
     }
 
+    /// Copies a program to where the agent finds it.
+    pub(crate) fn bring(&self, program: &Path, name: &str) {
+        let to = self.work().join(name);
+        std::fs::copy(program, &to).unwrap();
+        std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// A file that the agent has written; empty while there is none.
+    pub(crate) fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.work().join(name)).unwrap_or_default()
+    }
+
     /// What `estoppel run` said on standard error.
     pub(crate) fn said(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
@@ -145,6 +157,14 @@ pub(crate) fn is_root() -> bool {
         eprintln!("skipped: an agent is confined by root alone");
     }
     root
+}
+
+/// A program of `examples/`, which is built with the tests.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let binary = Path::new(env!("CARGO_BIN_EXE_estoppel"));
+    let path = binary.with_file_name("examples").join(name);
+    assert!(path.exists(), "build it first: cargo build -p estoppel --example {name}");
+    path
 }
 
 /// A web site on loopback: `/` answers at once, `/slow` never ends.

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    hosted::{Hosted, Site, is_root},
+    drills::wait_for_enforcers,
+    hosted::{Hosted, Site, example, is_root},
     stage::{Server, wait_for},
 };
 
@@ -307,6 +308,160 @@ fn real_a_block_refuses_and_a_halt_cuts_what_is_in_flight() {
     wait_for("the thaw", || agent.acts().then_some(()));
 }
 
+/// K3, K7: a guard of the agent's own, inside of its network namespace, reaches its server through
+/// the gateway: it gets a lease, hears a halt that is no business of the host's, confirms it, hears
+/// the release, and its events arrive. Nothing else of the server, and nobody else, is reached so.
+#[test]
+fn real_a_guard_inside_reaches_its_server_and_nothing_else() {
+    let server = Server::start();
+    let token = server.token("inside", "agent", None);
+    let file = server.data.with_file_name("guard.token");
+    std::fs::write(&file, &token).unwrap();
+    let options = ["--guard-token-file", file.to_str().unwrap()];
+    let Some(agent) = Hosted::start(&server, "guarded", &options) else { return };
+    agent.bring(&example("guarded"), "guarded");
+    agent.does("./guarded guarded >> steps 2>&1 &");
+    let steps = |what: &str| agent.read("steps").matches(what).count();
+    wait_for("the guard's steps", || (steps("done") > 0).then_some(()));
+    wait_for_enforcers(&server, 3);
+
+    let halt = server.json(&["halt", "tool:fetch", "--reason", "it fetches too much", "--wait"]);
+    assert_eq!((&halt["state"], &halt["expected"]), (&json!("settled"), &json!(3)), "{halt}");
+    let words = halt["enforcers"].as_array().unwrap();
+    let word = words.iter().find(|word| word["kind"] == "guard").unwrap();
+    assert!(!word["settled_at"].is_null() && word["witness"] == false, "{word}");
+    wait_for("the refusal", || (steps("it fetches too much") > 0).then_some(()));
+    assert!(agent.acts(), "the host is not meant by a halt of a tool");
+    let (id, before) = (halt["id"].as_str().unwrap(), steps("done"));
+    server.json(&["release", "tool:fetch", "--reason", "looked at", "--halt", id]);
+    wait_for("the guard's steps again", || (steps("done") > before).then_some(()));
+    let rows = "SELECT COUNT(*) FROM audit_log WHERE tool = 'fetch' AND decision = 'denied'";
+    wait_for("its events", || (server.sql(rows)[0][0].as_u64() > Some(0)).then_some(()));
+
+    // As hostile as can be: with the admin's own token, and around the gateway.
+    let ask = |method: &str, token: &str, path: &str| {
+        agent.does(&format!(
+            "curl -s --noproxy '*' -m 10 -o /dev/null -w '%{{http_code}}' --path-as-is -X {method} \
+             -H 'Authorization: Bearer {token}' -d '{{}}' \"$ESTOPPEL_URL{path}\""
+        ))
+    };
+    for (method, path) in [
+        ("POST", "/v1/sql"),
+        ("POST", "/kill-switch"),
+        ("POST", "/kill-switch/release"),
+        ("GET", "/v1/status"),
+        ("GET", "/v1/stream?x"),
+        ("POST", "/v1/events/../sql"),
+        ("GET", "/halt"),
+    ] {
+        assert_eq!(ask(method, &server.admin, path), "403", "{method} {path}");
+    }
+    assert_eq!(ask("POST", "wrong", "/v1/events"), "401", "no token is added");
+    assert_eq!(agent.does("printf %s \"$ESTOPPEL_TOKEN\""), token, "its own, not the host's");
+    assert_eq!(agent.does("env | grep -c ^ESTOPPEL_").trim(), "2", "address and token alone");
+    for way in ["--noproxy '*'", "-x \"$ESTOPPEL_URL\""] {
+        let script =
+            format!("curl -s {way} -m 5 -o /dev/null -w '%{{http_code}}' {}/healthz", server.url);
+        let found = agent.does(&format!("{script} || true"));
+        assert!(found == "000" || found == "403", "{way}: {found}");
+    }
+
+    // The session's halt freezes the guard with the agent, whoever is first: it is stopped by the
+    // host's word, and by its lease.
+    let halt = server.json(&["halt", "session:guarded", "--reason", "stop"]);
+    wait_for("the host's word", || {
+        let path = format!("/v1/halts/{}", halt["id"].as_str()?);
+        let (_, status) = server.admin("GET", &path, &Value::Null);
+        let words = status["enforcers"].as_array()?.clone();
+        let host = words.iter().find(|word| word["kind"] == "host")?;
+        (host["settlement"]["processes_frozen"].as_u64() >= Some(2)).then_some(())
+    });
+    let before = steps("");
+    assert!(!agent.acts());
+    assert_eq!(steps(""), before, "the guarded process is frozen, too");
+}
+
+/// Invariant *lease*, at real hosts: when the server dies, one agent is frozen as soon as the lease is
+/// over and goes on when a server is back; the other's owner has chosen that it goes on.
+#[test]
+fn real_an_agent_without_a_server_is_frozen_unless_its_owner_chose_otherwise() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("estoppel.toml"), "[serve]\nlease_seconds = 2\n").unwrap();
+    let server = Server::at(&folder.path().join("data"));
+    let Some(refusing) = Hosted::start(&server, "refusing", &[]) else { return };
+    let Some(allowing) = Hosted::start(&server, "allowing", &["--allow-on-lost"]) else { return };
+    let (_, status) = server.admin("GET", "/v1/status", &Value::Null);
+    assert!(status.to_string().contains("when its lease is over"), "the choice is shown: {status}");
+    let (_server, ()) = server.away_while(|| {
+        wait_for("the freeze", || (!refusing.acts()).then_some(()));
+        assert!(allowing.acts(), "as its owner chose");
+    });
+    wait_for("the thaw", || refusing.acts().then_some(()));
+}
+
+/// The command's own: its exit status, and its terminal. Ours: 126 and 127, as shells have them.
+#[test]
+fn real_the_exit_status_and_the_terminal_are_the_commands_own() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    let token = server.token("host", "enforcer", None);
+    let state = server.data.with_file_name("state");
+    let run = |session: &str, command: &str| {
+        let line = format!(
+            "{} run --session {session} --state {} -- {command}",
+            env!("CARGO_BIN_EXE_estoppel"),
+            state.display()
+        );
+        // A terminal of its own, whose output is that of the command.
+        std::process::Command::new("script")
+            .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+            // A folder that the agent may not search would make it 126.
+            .env("PATH", "/usr/bin:/bin")
+            .env("ESTOPPEL_URL", &server.url)
+            .env("ESTOPPEL_TOKEN", &token)
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap()
+    };
+    let ended = run("own", "sh -c 'tty; exit 7'");
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert_eq!(ended.status.code(), Some(7), "{said}");
+    assert!(said.contains("/dev/pts/"), "{said}");
+    assert_eq!(run("own", "no-such-program-anywhere").status.code(), Some(127));
+    server.json(&["halt", "session:halted", "--reason", "it leaks", "--wait"]);
+    let refused = run("halted", "sh -c 'echo it ran'");
+    let said = String::from_utf8_lossy(&refused.stdout);
+    assert_eq!(refused.status.code(), Some(126), "{said}");
+    assert!(said.contains("it leaks") && !said.contains("it ran\r"), "{said}");
+}
+
+/// The agent must not get what `run` itself acts by.
+#[test]
+fn an_agent_does_not_get_the_enforcers_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "an-enforcers-token\n").unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_estoppel"))
+        .args(["run", "--session", "s", "--guard-token-file"])
+        .arg(&file)
+        .arg("--state")
+        .arg(folder.path().join("state"))
+        .args(["--", "true"])
+        .env("ESTOPPEL_URL", "http://127.0.0.1:1")
+        .env("ESTOPPEL_TOKEN", "an-enforcers-token")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("--role agent") && !said.contains("an-enforcers-token"), "{said}");
+}
+
 /// `run --observe` freezes nothing, and its word does not count as a stop.
 #[test]
 fn real_an_observed_agent_goes_on_and_says_so() {
@@ -365,6 +520,11 @@ fn real_without_root_a_halt_still_stops_and_the_gaps_are_said() {
     let frozen: u64 =
         words.iter().filter_map(|word| word["settlement"]["processes_frozen"].as_u64()).sum();
     assert!(frozen >= 1, "{halt}");
+    let host = words.iter().find(|word| word["kind"] == "host").unwrap();
+    let containment = host["settlement"]["containment"].as_str().unwrap();
+    for gap in ["its network is not contained", "by signals"] {
+        assert!(containment.contains(gap), "{gap}: {containment}");
+    }
     assert!(!agent.acts(), "stopped by signals");
     let (_, status) = server.admin("GET", "/v1/status", &Value::Null);
     assert!(status.to_string().contains("the proxy can be gone around"), "{status}");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use estoppel_gateway::{Mode, Resolve, Resolving};
-use estoppel_model::FlowVerdict::{Allowed, Blocked};
+use estoppel_model::FlowVerdict::{Allowed, Blocked, Failed};
 
 use crate::support::{Answers, Harness, Sink, config, policy};
 
@@ -42,7 +42,7 @@ async fn private_addresses_need_an_entry() {
         let mut config = config(&[]);
         let port = format!("localhost:{}", own.port());
         config.policy = policy(mode, &[&port, "127.0.0.1:1"]);
-        let harness = Harness::start(config);
+        let harness = Harness::start(config).await;
         for authority in [
             own.to_string(),
             format!("localhost:{}", own.port()),
@@ -67,7 +67,7 @@ async fn an_entry_or_an_override_opens_an_address() {
     let sink = Sink::start(Answers::Http).await;
     let mut config = config(&[("inside.example:80", sink.address)]);
     config.policy = policy(Mode::Enforce, &[&sink.address.to_string(), "inside.example"]);
-    let harness = Harness::start(config);
+    let harness = Harness::start(config).await;
     assert!(harness.fetch(&sink.address.to_string()).await.starts_with("HTTP/1.1 200"));
     assert!(harness.fetch("inside.example").await.starts_with("HTTP/1.1 200"));
     assert_eq!(harness.orders.verdicts(2).await, [Allowed, Allowed]);
@@ -81,7 +81,7 @@ async fn estoppels_own_addresses_need_an_entry() {
     let mut config = config(&[]);
     config.own_addresses =
         vec!["93.184.216.34:7600".parse().unwrap(), "[::]:7601".parse().unwrap()];
-    let harness = Harness::start(config);
+    let harness = Harness::start(config).await;
     for authority in ["93.184.216.34:7600", "93.184.216.35:7601"] {
         let answer = harness.fetch(authority).await;
         assert!(answer.contains("Estoppel's own"), "{answer}");
@@ -95,7 +95,7 @@ async fn tricks_with_addresses_are_refused() {
     let resolver = Rebinding::new(vec![vec![sink.address]]);
     let mut config = config(&[]);
     config.resolver = Arc::clone(&resolver) as Arc<dyn Resolve>;
-    let harness = Harness::start(config);
+    let harness = Harness::start(config).await;
     let tricks = ["2130706433", "0x7f.1", "127.1", "0177.0.0.1", "127.0.0.1.", "[::ffff:0x7f.1]"];
     for host in tricks {
         let answer = harness.fetch(&format!("{host}:{}", sink.address.port())).await;
@@ -117,7 +117,7 @@ async fn a_rebinding_name_is_asked_once() {
     let mut config = config(&[]);
     config.resolver = Arc::clone(&resolver) as Arc<dyn Resolve>;
     config.policy = policy(Mode::Learn, &[&listed.address.to_string()]);
-    let harness = Harness::start(config);
+    let harness = Harness::start(config).await;
     let authority = format!("rebind.example:{port}");
     assert!(harness.fetch(&authority).await.starts_with("HTTP/1.1 200"));
     assert_eq!(resolver.asked.load(Ordering::SeqCst), 1);
@@ -136,7 +136,26 @@ async fn an_inner_address_among_others_is_left_out() {
     let mut config = config(&[]);
     config.resolver = Rebinding::new(vec![vec![inner.address, listed.address]]);
     config.policy = policy(Mode::Learn, &[&listed.address.to_string()]);
-    let harness = Harness::start(config);
+    let harness = Harness::start(config).await;
     assert!(harness.fetch(&format!("both.example:{port}")).await.starts_with("HTTP/1.1 200"));
     assert_eq!((listed.connections(), inner.connections()), (1, 0));
+}
+
+/// A name server that does not answer costs its bound and no more.
+#[tokio::test]
+async fn a_silent_name_server_is_not_waited_for() {
+    struct Silent;
+    impl Resolve for Silent {
+        fn resolve<'a>(&'a self, _name: &'a str, _port: u16) -> Resolving<'a> {
+            Box::pin(std::future::pending())
+        }
+    }
+    let mut config = config(&[]);
+    config.resolver = Arc::new(Silent);
+    config.limits.resolve_timeout = std::time::Duration::from_millis(100);
+    let harness = Harness::start(config).await;
+    let answer = harness.fetch("good.example").await;
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+    assert!(answer.contains("urn:estoppel:problem:destination-silent"), "{answer}");
+    assert_eq!(harness.orders.verdicts(1).await, [Failed]);
 }

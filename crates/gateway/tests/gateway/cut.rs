@@ -1,23 +1,34 @@
 //! Orders: what starts under one is refused, what is under way is cut, and the counts are right.
 
+use std::{sync::Arc, time::Duration};
+
 use estoppel_link::{
     LinkEvent,
     frame::{Action, ActionResult, Verb},
 };
 use estoppel_model::{
+    Actor, Clock as _,
     FlowVerdict::{Allowed, Blocked, Cut},
-    IncidentId, Limit, OrderBody,
+    IncidentId, Limit, Order, OrderBody, OrderId, Scope, SystemClock,
 };
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::support::{
-    Answers, Harness, PATIENCE, SESSION, Sink, client_hello, config, ending, reset, subject,
+    Answers, Control, Harness, PATIENCE, REASON, SESSION, Sink, client_hello, config, ending,
+    reset, subject,
 };
+
+/// Short, and longer than what a busy machine takes between two pings.
+const LEASE: Duration = Duration::from_secs(3);
 
 /// A gateway with an open upload, of which the sink has some.
 async fn uploading() -> (Harness, Sink, TcpStream) {
+    uploading_to(Control::start().await).await
+}
+
+async fn uploading_to(server: Control) -> (Harness, Sink, TcpStream) {
     let sink = Sink::start(Answers::Nothing).await;
-    let harness = Harness::start(config(&[("evil.example:80", sink.address)]));
+    let harness = server.gateway(config(&[("evil.example:80", sink.address)])).await;
     let mut client = harness.connect().await;
     let head = "POST http://evil.example/ HTTP/1.1\r\nHost: evil.example\r\n\
                 Transfer-Encoding: chunked\r\n\r\n";
@@ -80,7 +91,8 @@ async fn a_block_cuts_its_destination_only() {
     let harness = Harness::start(config(&[
         ("evil.example:443", sink.address),
         ("good.example:443", sink.address),
-    ]));
+    ]))
+    .await;
     let (first, second) = (client_hello("evil.example"), client_hello("good.example"));
     let mut evil = harness.tunnel("evil.example:443").await;
     evil.write_all(&first).await.unwrap();
@@ -127,7 +139,7 @@ async fn a_halt_of_another_session_cuts_nothing() {
 #[tokio::test]
 async fn a_halted_session_is_refused() {
     let sink = Sink::start(Answers::Http).await;
-    let harness = Harness::start(config(&[("good.example:80", sink.address)]));
+    let harness = Harness::start(config(&[("good.example:80", sink.address)])).await;
     assert!(harness.fetch("good.example").await.starts_with("HTTP/1.1 200"));
     let order = harness.halt(&format!("session:{SESSION}")).await;
     let answer = harness.fetch("good.example").await;
@@ -135,7 +147,7 @@ async fn a_halted_session_is_refused() {
     let json = answer.split("\r\n\r\n").nth(1).unwrap();
     let problem: serde_json::Value = serde_json::from_str(json).unwrap();
     assert_eq!(problem["order"]["id"], order.id.to_string());
-    assert_eq!(problem["order"]["reason"], "suspected prompt injection");
+    assert_eq!(problem["order"]["reason"], REASON);
     assert_eq!(harness.orders.verdicts(2).await, [Allowed, Blocked]);
     assert_eq!(sink.connections(), 1);
 }
@@ -145,13 +157,14 @@ async fn a_halted_session_is_refused() {
 async fn each_write_asks_again() {
     let (harness, sink, mut client) = uploading().await;
     let count = sink.count();
-    let order = harness.orders.put("global", OrderBody::Halt { until: None });
+    harness.hold_events(true);
+    let order = harness.halt("global").await;
     write_on(&mut client).await;
     sink.ended(1).await;
     assert_eq!(sink.count(), count, "not a byte after the order");
     // The order that is told late is settled with what it has cut early.
     harness.orders.rows_when(|rows| !rows.is_empty()).await;
-    harness.tell(LinkEvent::Ordered(std::sync::Arc::clone(&order))).await;
+    harness.hold_events(false);
     let settlement = harness.orders.settlement(order.id).await;
     assert_eq!((settlement.connections_cut, settlement.bytes_out), (1, count as u64));
 }
@@ -159,9 +172,10 @@ async fn each_write_asks_again() {
 /// Invariant *lease*: when no server answers, nothing more goes out.
 #[tokio::test]
 async fn a_lost_lease_cuts_and_refuses() {
-    let (harness, _sink, mut client) = uploading().await;
-    harness.orders.lose_lease();
-    harness.tell(LinkEvent::LeaseLost).await;
+    let lease = |config: &mut estoppel_server::ServerConfig| config.lease = LEASE;
+    let server = Control::with(lease, estoppel_link::Trust::system()).await;
+    let (mut harness, _sink, mut client) = uploading_to(server).await;
+    harness.end_server().await;
     reset(&mut client).await;
     let answer = harness.fetch("evil.example").await;
     assert!(answer.contains("urn:estoppel:problem:lease-lost"), "{answer}");
@@ -192,8 +206,18 @@ async fn without_orders_nothing_is_accepted() {
 
 #[tokio::test]
 async fn a_limit_and_an_action_are_answered_truthfully() {
-    let harness = Harness::start(config(&[]));
-    let order = harness.order("global", OrderBody::Limit { limit: Limit::default() }).await;
+    let harness = Harness::start(config(&[])).await;
+    let order = Order {
+        id: OrderId::new(),
+        scope: Scope::Global.into(),
+        reason: REASON.to_owned(),
+        issued_by: Actor::new("alice").unwrap(),
+        issued_at: SystemClock.now(),
+        incident: None,
+        tenant: None,
+        body: OrderBody::Limit { limit: Limit::default() },
+    };
+    harness.tell(LinkEvent::Ordered(Arc::new(order.clone()))).await;
     let settlement = harness.orders.settlement(order.id).await;
     assert!(settlement.not_interruptible[0].contains("does not enforce limits"));
     let action = Action {

@@ -5,11 +5,13 @@ use std::time::Duration;
 use estoppel_model::FlowVerdict::Blocked;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::support::{Answers, Harness, Sink, answer, config, ending, head, reset};
+use crate::support::{
+    Answers, Harness, PATIENCE, Sink, answer, client_hello, config, ending, head, reset,
+};
 
 async fn harness() -> (Harness, Sink) {
     let sink = Sink::start(Answers::Http).await;
-    (Harness::start(config(&[("good.example:80", sink.address)])), sink)
+    (Harness::start(config(&[("good.example:80", sink.address)])).await, sink)
 }
 
 /// What has two readings is refused, and no byte of it reaches the destination.
@@ -120,7 +122,7 @@ async fn a_connection_is_kept_and_each_request_judged() {
 async fn a_slow_head_is_not_waited_for() {
     let mut config = config(&[]);
     config.limits.head_timeout = Duration::from_millis(200);
-    let harness = Harness::start(config);
+    let harness = Harness::start(config).await;
     let mut client = harness.connect().await;
     client.write_all(b"GET http://good.example/ HTTP/1.1\r\nHost: go").await.unwrap();
     let mut silent = harness.connect().await;
@@ -155,7 +157,7 @@ async fn there_is_room_for_so_many_connections() {
     let sink = Sink::start(Answers::Http).await;
     let mut config = config(&[("good.example:80", sink.address)]);
     config.limits.connections_max = 1;
-    let harness = Harness::start(config);
+    let harness = Harness::start(config).await;
     let mut first = harness.connect().await;
     let request = b"GET http://good.example/ HTTP/1.1\r\nHost: good.example\r\n\r\n";
     first.write_all(request).await.unwrap();
@@ -175,11 +177,34 @@ async fn there_is_room_for_so_many_connections() {
     }
 }
 
+/// A tunnel is a connection as long as it is open, and not only until it has become one.
+#[tokio::test]
+async fn a_tunnel_holds_its_place() {
+    let sink = Sink::start(Answers::Nothing).await;
+    let mut config = config(&[("good.example:443", sink.address)]);
+    config.limits.connections_max = 1;
+    let harness = Harness::start(config).await;
+    let mut tunnel = harness.tunnel("good.example:443").await;
+    let hello = client_hello("good.example");
+    tunnel.write_all(&hello).await.unwrap();
+    sink.received(hello.len()).await;
+    reset(&mut harness.connect().await).await;
+    assert_eq!(harness.gateway.stats().connections_open, 1);
+    drop(tunnel);
+    harness.orders.rows_when(|rows| rows.len() == 1).await;
+    let free = async {
+        while harness.gateway.stats().connections_open > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, free).await.unwrap();
+}
+
 /// A client that hangs up in the middle of its upload ends the flow, with the bytes counted.
 #[tokio::test]
 async fn a_client_that_leaves_ends_its_flow() {
     let sink = Sink::start(Answers::Nothing).await;
-    let harness = Harness::start(config(&[("good.example:80", sink.address)]));
+    let harness = Harness::start(config(&[("good.example:80", sink.address)])).await;
     let mut client = harness.connect().await;
     let request = "POST http://good.example/ HTTP/1.1\r\nHost: good.example\r\n\
                    Content-Length: 1000\r\n\r\nhalf";

@@ -4,30 +4,37 @@ use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ed25519_dalek::SigningKey;
+use estoppel_api::CredentialRequest;
 use estoppel_gateway::{
     Identity,
     credential::{Credential, mint},
 };
 use estoppel_model::{Clock as _, EntityId, FlowVerdict::Blocked, Subject, SystemClock};
 
-use crate::support::{Answers, Harness, Sink, config};
-
-fn key(seed: u8) -> SigningKey {
-    SigningKey::from_bytes(&[seed; 32])
-}
+use crate::support::{Answers, Control, Harness, Sink, config};
 
 async fn harness() -> (Harness, Sink) {
     let sink = Sink::start(Answers::Http).await;
+    let server = Control::start().await;
     let mut config = config(&[("good.example:80", sink.address)]);
-    let server_key = hex::encode(key(1).verifying_key().as_bytes());
+    let server_key = server.client.gateway_policy().await.unwrap().key;
     config.identity = Identity::Credential { server_key };
-    (Harness::start(config), sink)
+    (server.gateway(config).await, sink)
 }
 
-fn password(seed: u8, session: &str) -> String {
+/// A credential that the server mints.
+async fn password(harness: &Harness, session: &str) -> String {
+    let subject = Subject::session(EntityId::new(session).unwrap());
+    let request = CredentialRequest { subject, seconds: Some(60) };
+    harness.server.client.mint_credential(&request).await.unwrap().credential
+}
+
+/// One that somebody else has signed.
+fn forged(session: &str) -> String {
     let subject = Subject::session(EntityId::new(session).unwrap());
     let exp = SystemClock.now() + Duration::from_secs(60);
-    mint(&key(seed), &Credential { subject, exp }).unwrap().expose().clone()
+    let key = SigningKey::from_bytes(&[2; 32]);
+    mint(&key, &Credential { subject, exp }).unwrap().expose().clone()
 }
 
 async fn fetch(harness: &Harness, user: &str, password: &str) -> String {
@@ -42,26 +49,27 @@ async fn fetch(harness: &Harness, user: &str, password: &str) -> String {
 #[tokio::test]
 async fn a_credential_names_the_session() {
     let (harness, sink) = harness().await;
-    let answer = fetch(&harness, "estoppel", &password(1, "one")).await;
+    let (one, two) = (password(&harness, "one").await, password(&harness, "two").await);
+    let answer = fetch(&harness, "estoppel", &one).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let rows = harness.orders.rows_when(|rows| rows.len() == 1).await;
     assert_eq!(rows[0].session_id.as_ref().unwrap().as_str(), "one");
     assert!(!sink.text().to_lowercase().contains("proxy-authorization"), "{}", sink.text());
     // An order reaches the session that the credential names.
     harness.halt("session:one").await;
-    assert!(fetch(&harness, "estoppel", &password(1, "one")).await.starts_with("HTTP/1.1 403"));
-    assert!(fetch(&harness, "estoppel", &password(1, "two")).await.starts_with("HTTP/1.1 200"));
+    assert!(fetch(&harness, "estoppel", &one).await.starts_with("HTTP/1.1 403"));
+    assert!(fetch(&harness, "estoppel", &two).await.starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test]
 async fn whoever_proves_nothing_is_refused_and_recorded() {
     let (harness, sink) = harness().await;
+    let (one, two) = (password(&harness, "one").await, password(&harness, "two").await);
     let mut attempts = vec![harness.fetch("good.example").await];
-    attempts.push(fetch(&harness, "estoppel", &password(2, "one")).await);
+    attempts.push(fetch(&harness, "estoppel", &forged("one")).await);
     attempts.push(fetch(&harness, "estoppel", "session:one").await);
-    attempts.push(fetch(&harness, "one", &password(1, "one")).await);
+    attempts.push(fetch(&harness, "one", &one).await);
     // The session of one credential under the signature of another.
-    let (one, two) = (password(1, "one"), password(1, "two"));
     let (payload, _) = one.rsplit_once('.').unwrap();
     let (_, signature) = two.rsplit_once('.').unwrap();
     attempts.push(fetch(&harness, "estoppel", &format!("{payload}.{signature}")).await);

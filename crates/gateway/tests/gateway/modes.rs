@@ -11,7 +11,7 @@ async fn harness(mode: Mode, entries: &[&str]) -> (Harness, Sink) {
     let hosts = [("good.example:80", sink.address), ("evil.example:80", sink.address)];
     let mut config = config(&hosts);
     config.policy = policy(mode, entries);
-    (Harness::start(config), sink)
+    (Harness::start(config).await, sink)
 }
 
 /// Row P1: without a list everything flows, and is reported for a list to be made of it.
@@ -75,7 +75,8 @@ async fn a_new_policy_holds_for_open_flows() {
     let harness = Harness::start(config(&[
         ("good.example:443", sink.address),
         ("evil.example:443", sink.address),
-    ]));
+    ]))
+    .await;
     let mut good = harness.tunnel("good.example:443").await;
     let mut evil = harness.tunnel("evil.example:443").await;
     let (first, second) = (client_hello("good.example"), client_hello("evil.example"));
@@ -100,7 +101,7 @@ async fn a_destination_that_does_not_answer_has_failed() {
     drop(listener);
     let mut config = config(&[("closed.example:80", closed), ("silent.example:80", sink.address)]);
     config.limits.idle_timeout = std::time::Duration::from_millis(200);
-    let harness = Harness::start(config);
+    let harness = Harness::start(config).await;
     assert!(harness.fetch("closed.example").await.starts_with("HTTP/1.1 502"));
     assert!(harness.fetch("nowhere.invalid").await.starts_with("HTTP/1.1 50"));
     assert_eq!(harness.orders.verdicts(2).await, [Failed, Failed]);
@@ -115,13 +116,35 @@ async fn a_destination_that_does_not_answer_has_failed() {
     assert_eq!(rows[2].bytes_sent, Some(sink.count() as u64));
 }
 
+/// A destination that takes the connection and then says what is no HTTP, or nothing at all.
+#[tokio::test]
+async fn a_destination_that_breaks_the_protocol_gave_no_answer() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let answering = async {
+        for said in [&b"SSH-2.0-OpenSSH_9\r\n"[..], b""] {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let _ = socket.write_all(said).await;
+        }
+    };
+    let harness = Harness::start(config(&[("rude.example:80", address)])).await;
+    let fetching = async {
+        for _ in 0..2 {
+            let answer = harness.fetch("rude.example").await;
+            assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+            assert!(answer.contains("urn:estoppel:problem:no-answer"), "{answer}");
+        }
+    };
+    tokio::join!(answering, fetching);
+}
+
 /// An open flow reports its bytes as they come; the rows' sum is the sum.
 #[tokio::test]
 async fn rows_carry_what_is_new() {
     let sink = Sink::start(Answers::Nothing).await;
     let mut config = config(&[("good.example:443", sink.address)]);
     config.limits.report_every = std::time::Duration::from_millis(20);
-    let harness = Harness::start(config);
+    let harness = Harness::start(config).await;
     let mut client = harness.tunnel("good.example:443").await;
     let hello = client_hello("good.example");
     client.write_all(&hello).await.unwrap();

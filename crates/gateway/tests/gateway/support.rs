@@ -1,4 +1,10 @@
-//! A gateway under test, a destination that counts for itself, and a client that speaks bytes.
+//! A gateway under test with a real server behind it, a destination that counts for itself, and a
+//! client that speaks bytes.
+//!
+//! Orders are given to the server over HTTP, come over the real link, and are confirmed to it. What
+//! the gateway says on its way there is copied by a [`Tap`], which changes nothing. Two things are
+//! told to the gateway by a test instead, since no address of the server gives them to a gateway:
+//! limits and actions ([`Harness::tell`]).
 
 use std::{
     fmt,
@@ -7,27 +13,33 @@ use std::{
     time::Duration,
 };
 
+use estoppel_api::{
+    BlockRequest, Client, HaltAccepted, HaltRequest, HaltStatus, Role, TokenRequest,
+};
+use estoppel_eventlog::WorkerCommand;
 use estoppel_extract::Allowlist;
 use estoppel_gateway::{
-    Authority, Gateway, GatewayConfig, HostOverride, Identity, Limits, Mode, Policy, Source,
-    SystemResolver,
+    Authority, Gateway, GatewayConfig, HostOverride, Identity, Limits, LinkAuthority, Mode, Policy,
+    Source, SystemResolver,
 };
-use estoppel_killswitch::{Insert, OrderSet};
 use estoppel_link::{
-    LinkEvent, Refusal,
-    frame::{Outcome, Settlement},
+    Link, LinkConfig, LinkEvent, Refusal, Trust,
+    frame::{EnforcerKind, Outcome, Settlement},
 };
 use estoppel_model::{
-    Actor, Clock as _, Destination, EntityId, Event, FlowVerdict, NetworkEvent, Order, OrderBody,
-    OrderId, SignedOrder, Subject, SystemClock,
+    EntityId, Event, FlowVerdict, NetworkEvent, Order, OrderId, Scope, Secret, Subject,
+    SystemClock, Untrusted,
 };
+use estoppel_server::{Running, Server, ServerConfig};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    runtime::Runtime,
     sync::{mpsc, watch},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use url::Url;
 
 /// Longest wait for anything in these tests: an event that does not come is a failure, not a delay.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,20 +47,21 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// The session of the agent behind a [`Harness::start`]ed gateway.
 pub(crate) const SESSION: &str = "abc123";
 
-/// Orders as the kill switch folds them, and the records that the gateway makes.
-#[derive(Default)]
-pub(crate) struct Orders {
-    set: Mutex<OrderSet>,
-    lease_is_over: Mutex<bool>,
+/// The reason of every order that a test gives.
+pub(crate) const REASON: &str = "suspected prompt injection";
+
+/// The link, and a copy of what the gateway says to it.
+pub(crate) struct Tap {
+    link: LinkAuthority,
     rows: Mutex<Vec<NetworkEvent>>,
     settlements: Mutex<Vec<(OrderId, Settlement)>>,
     outcomes: Mutex<Vec<Outcome>>,
     version: watch::Sender<u64>,
 }
 
-impl fmt::Debug for Orders {
+impl fmt::Debug for Tap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Orders")
+        f.write_str("Tap")
     }
 }
 
@@ -56,7 +69,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap()
 }
 
-impl Orders {
+impl Tap {
+    fn new(link: Link) -> Self {
+        Self {
+            link: LinkAuthority::new(link),
+            rows: Mutex::default(),
+            settlements: Mutex::default(),
+            outcomes: Mutex::default(),
+            version: watch::Sender::new(0),
+        }
+    }
+
     fn changed(&self) {
         self.version.send_modify(|version| *version += 1);
     }
@@ -100,67 +123,174 @@ impl Orders {
         timeout(PATIENCE, waiting).await.unwrap().unwrap();
         lock(&self.outcomes)[0].clone()
     }
-
-    /// Puts an order in force without telling the gateway.
-    pub(crate) fn put(&self, scope: &str, body: OrderBody) -> Arc<Order> {
-        let order = Order {
-            id: OrderId::new(),
-            scope: estoppel_model::ScopeSet::new([scope.parse().unwrap()]).unwrap(),
-            reason: "suspected prompt injection".to_owned(),
-            issued_by: Actor::new("alice").unwrap(),
-            issued_at: SystemClock.now(),
-            incident: None,
-            tenant: None,
-            body,
-        };
-        let order = serde_json::to_string(&order).unwrap();
-        // Signatures are the link's matter.
-        let signed = SignedOrder { order, key: String::new(), signature: String::new() };
-        match lock(&self.set).insert(signed).unwrap() {
-            Insert::New(added) => added.order,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    pub(crate) fn lose_lease(&self) {
-        *lock(&self.lease_is_over) = true;
-    }
 }
 
-impl Authority for Orders {
+impl Authority for Tap {
     fn check(&self, subject: &Subject) -> Result<(), Refusal> {
-        if let Some(order) = lock(&self.set).verdicts().check(subject) {
-            return Err(Refusal::Halted(Arc::clone(order)));
-        }
-        if *lock(&self.lease_is_over) { Err(Refusal::LeaseLost) } else { Ok(()) }
+        self.link.check(subject)
     }
 
     fn blocked(&self, subject: &Subject, host: &str, port: u16) -> Option<Arc<Order>> {
-        lock(&self.set).verdicts().blocked(subject, host, port).cloned()
+        self.link.blocked(subject, host, port)
+    }
+
+    fn contact(&self) -> Option<Untrusted<Arc<str>>> {
+        self.link.contact()
     }
 
     fn settled(&self, order: OrderId, settlement: Settlement) {
+        self.link.settled(order, settlement.clone());
         lock(&self.settlements).push((order, settlement));
         self.changed();
     }
 
     fn outcome(&self, outcome: Outcome) {
+        self.link.outcome(outcome.clone());
         lock(&self.outcomes).push(outcome);
         self.changed();
     }
 
     fn record(&self, event: Event) {
+        self.link.record(event.clone());
         let Event::Network(row) = event else { panic!("{event:?}") };
         lock(&self.rows).push(*row);
         self.changed();
     }
 }
 
-/// A running gateway.
+/// A real server in this process, on a free port and a data folder of its own.
+pub(crate) struct Control {
+    pub(crate) client: Client,
+    pub(crate) trust: Trust,
+    pub(crate) admin: String,
+    running: Option<Running>,
+    /// Its own, which nobody waits for: the logs of a server that is not stopped do not end.
+    runtime: Option<Runtime>,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Runs something of the server where the server runs.
+async fn there<T: Send + 'static>(
+    runtime: &Runtime,
+    work: impl Future<Output = T> + Send + 'static,
+) -> T {
+    TaskTracker::new().spawn_on(work, runtime.handle()).await.unwrap()
+}
+
+impl Control {
+    pub(crate) async fn start() -> Self {
+        Self::with(|_| {}, Trust::system()).await
+    }
+
+    /// Starts one that is configured further, for whom these authorities vouch.
+    pub(crate) async fn with(configure: impl FnOnce(&mut ServerConfig), trust: Trust) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        // Nothing here asks for SQL, and the worker starts with the first query.
+        let worker = WorkerCommand { program: "/bin/false".into(), args: Vec::new() };
+        let mut config = ServerConfig {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            ..ServerConfig::new(folder.path().join("data"), worker)
+        };
+        configure(&mut config);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let running = there(&runtime, Server::start(config)).await.unwrap();
+        timeout(PATIENCE, running.recovered()).await.unwrap();
+        let admin = std::fs::read_to_string(running.admin_token_file()).unwrap();
+        let token = Secret::new(admin.clone());
+        let client = Client::trusting(running.url(), token, &trust).unwrap();
+        Self {
+            client,
+            trust,
+            admin,
+            running: Some(running),
+            runtime: Some(runtime),
+            _folder: folder,
+        }
+    }
+
+    pub(crate) fn url(&self) -> Url {
+        self.client.url().clone()
+    }
+
+    pub(crate) async fn token(&self, name: &str, role: Role) -> String {
+        let request = TokenRequest::new(EntityId::new(name).unwrap(), role);
+        self.client.mint_token(&request).await.unwrap().token
+    }
+
+    /// Starts a gateway that is linked to it.
+    pub(crate) async fn gateway(self, config: GatewayConfig) -> Harness {
+        let url = self.url();
+        self.gateway_by(url, config).await
+    }
+
+    /// As [`Control::gateway`], over another way to the server.
+    pub(crate) async fn gateway_by(self, url: Url, config: GatewayConfig) -> Harness {
+        let harness = self.unready_gateway_by(url, config).await;
+        let ready = timeout(PATIENCE, harness.link.ready()).await;
+        assert!(ready.is_ok(), "{:?}", harness.link.status());
+        harness
+    }
+
+    /// As [`Control::gateway_by`], without waiting for a lease.
+    pub(crate) async fn unready_gateway_by(self, url: Url, config: GatewayConfig) -> Harness {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let token = Secret::new(self.token("gateway-1", Role::Enforcer).await);
+        let link_config = LinkConfig {
+            trust: self.trust.clone(),
+            ..LinkConfig::new(vec![url], token, EnforcerKind::Gateway, "gateway-1")
+        };
+        let clock = Arc::new(SystemClock);
+        let (link, from_link) = Link::start(link_config, clock, &tasks, stop.clone()).unwrap();
+        let (events, receiver) = mpsc::channel(16);
+        let (held, arrived) = (watch::Sender::new(false), watch::Sender::new(Vec::new()));
+        tasks.spawn(pass_on(from_link, events.clone(), held.subscribe(), arrived.clone()));
+        let orders = Arc::new(Tap::new(link.clone()));
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let authority = Arc::clone(&orders);
+        let gateway =
+            Gateway::start(config, authority, receiver, listener, &tasks, stop.clone()).unwrap();
+        Harness { gateway, orders, link, server: self, events, held, arrived, stop }
+    }
+}
+
+/// Hands the link's events to the gateway, unless they are held; notes the orders at once.
+async fn pass_on(
+    mut from: mpsc::Receiver<LinkEvent>,
+    to: mpsc::Sender<LinkEvent>,
+    mut held: watch::Receiver<bool>,
+    arrived: watch::Sender<Vec<OrderId>>,
+) {
+    while let Some(event) = from.recv().await {
+        if let LinkEvent::Ordered(order) = &event {
+            arrived.send_modify(|orders| orders.push(order.id));
+        }
+        if held.wait_for(|held| !held).await.is_err() || to.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A running gateway and its server.
 pub(crate) struct Harness {
     pub(crate) gateway: Gateway,
-    pub(crate) orders: Arc<Orders>,
+    pub(crate) orders: Arc<Tap>,
+    pub(crate) link: Link,
+    pub(crate) server: Control,
     events: mpsc::Sender<LinkEvent>,
+    held: watch::Sender<bool>,
+    arrived: watch::Sender<Vec<OrderId>>,
     stop: CancellationToken,
 }
 
@@ -194,42 +324,96 @@ pub(crate) fn config(hosts: &[(&str, SocketAddr)]) -> GatewayConfig {
         hosts,
         own_addresses: Vec::new(),
         limits: Limits::default(),
+        control: None,
         resolver: Arc::new(SystemResolver),
         clock: Arc::new(SystemClock),
     }
 }
 
 impl Harness {
-    pub(crate) fn start(config: GatewayConfig) -> Self {
-        let orders = Arc::new(Orders::default());
-        let (events, receiver) = mpsc::channel(16);
-        let stop = CancellationToken::new();
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let authority = Arc::clone(&orders);
-        let tasks = TaskTracker::new();
-        let gateway =
-            Gateway::start(config, authority, receiver, listener, &tasks, stop.clone()).unwrap();
-        Self { gateway, orders, events, stop }
+    /// A gateway with a server of its own.
+    pub(crate) async fn start(config: GatewayConfig) -> Self {
+        Control::start().await.gateway(config).await
     }
 
     pub(crate) async fn tell(&self, event: LinkEvent) {
         self.events.send(event).await.unwrap();
     }
 
-    /// Gives an order, as the link would: in force first, then told.
-    pub(crate) async fn order(&self, scope: &str, body: OrderBody) -> Arc<Order> {
-        let order = self.orders.put(scope, body);
-        self.tell(LinkEvent::Ordered(Arc::clone(&order))).await;
+    /// From now on the gateway is told nothing, or told what was held.
+    pub(crate) fn hold_events(&self, held: bool) {
+        self.held.send_replace(held);
+    }
+
+    /// Waits until an order is in the view.
+    async fn in_view(&self, order: HaltAccepted) -> HaltAccepted {
+        let mut arrived = self.arrived.subscribe();
+        let waiting = arrived.wait_for(|orders| orders.contains(&order.id));
+        timeout(PATIENCE, waiting).await.unwrap().unwrap();
         order
     }
 
-    pub(crate) async fn halt(&self, scope: &str) -> Arc<Order> {
-        self.order(scope, OrderBody::Halt { until: None }).await
+    /// Halts a scope at the server; returns once the order is in the gateway's view.
+    pub(crate) async fn halt(&self, scope: &str) -> HaltAccepted {
+        let scope: Scope = scope.parse().unwrap();
+        let request = HaltRequest {
+            scope: scope.into(),
+            reason: REASON.to_owned(),
+            id: None,
+            until: None,
+            incident: None,
+        };
+        self.in_view(self.server.client.halt(&request).await.unwrap()).await
     }
 
-    pub(crate) async fn block(&self, scope: &str, destination: &str) -> Arc<Order> {
-        let destination: Destination = destination.parse().unwrap();
-        self.order(scope, OrderBody::Block { destination }).await
+    /// Blocks a destination for a scope at the server, as [`Harness::halt`] halts.
+    pub(crate) async fn block(&self, scope: &str, destination: &str) -> HaltAccepted {
+        let scope: Scope = scope.parse().unwrap();
+        let request = BlockRequest {
+            scope: scope.into(),
+            destination: destination.parse().unwrap(),
+            reason: REASON.to_owned(),
+            id: None,
+            incident: None,
+        };
+        self.in_view(self.server.client.block(&request).await.unwrap()).await
+    }
+
+    /// What the server knows of a halt, once it is as expected.
+    pub(crate) async fn status_when(
+        &self,
+        halt: OrderId,
+        expected: impl Fn(&HaltStatus) -> bool,
+    ) -> HaltStatus {
+        let mut looks = tokio::time::interval(Duration::from_millis(10));
+        let looking = async {
+            loop {
+                looks.tick().await;
+                let status = self.server.client.halt_status(halt).await.unwrap();
+                if expected(&status) {
+                    return status;
+                }
+            }
+        };
+        timeout(PATIENCE, looking).await.unwrap()
+    }
+
+    /// Waits until the server has taken so many events.
+    pub(crate) async fn delivered(&self, events: u64) {
+        let mut looks = tokio::time::interval(Duration::from_millis(10));
+        let looking = async {
+            while self.link.status().events.delivered < events {
+                looks.tick().await;
+            }
+        };
+        let delivered = timeout(PATIENCE, looking).await;
+        assert!(delivered.is_ok(), "{:?}", self.link.status());
+    }
+
+    /// Ends the server as an orderly stop does; the link finds nobody from then on.
+    pub(crate) async fn end_server(&mut self) {
+        let running = self.server.running.take().unwrap();
+        there(self.server.runtime.as_ref().unwrap(), running.stop()).await;
     }
 
     pub(crate) async fn connect(&self) -> TcpStream {

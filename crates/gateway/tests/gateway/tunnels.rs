@@ -49,7 +49,7 @@ fn tls_echo() -> SocketAddr {
 async fn a_tls_session_goes_through_unopened() {
     let mut config = config(&[("secure.example:443", tls_echo())]);
     config.policy = policy(Mode::Enforce, &["secure.example"]);
-    let harness = Harness::start(config);
+    let harness = Harness::start(config).await;
     let socket = harness.tunnel("secure.example:443").await.into_std().unwrap();
     let echoed = tokio::task::spawn_blocking(move || {
         socket.set_nonblocking(false).unwrap();
@@ -74,7 +74,7 @@ async fn harness(mode: Mode, entries: &[&str]) -> (Harness, Sink) {
     let mut config = config(&[("good.example:443", sink.address)]);
     config.policy = policy(mode, entries);
     config.limits.client_hello_timeout = Duration::from_millis(300);
-    (Harness::start(config), sink)
+    (Harness::start(config).await, sink)
 }
 
 /// Reads until the gateway hangs up; the TLS alert that says so.
@@ -131,7 +131,7 @@ async fn a_listed_name_may_stand_in_for_another() {
 #[tokio::test]
 async fn a_client_hello_in_pieces_is_put_together() {
     let sink = Sink::start(Answers::Nothing).await;
-    let harness = Harness::start(config(&[("good.example:443", sink.address)]));
+    let harness = Harness::start(config(&[("good.example:443", sink.address)])).await;
     let mut client = harness.tunnel("good.example:443").await;
     client.set_nodelay(true).unwrap();
     let hello = client_hello("good.example");

@@ -56,6 +56,8 @@ pub(crate) enum FromShim {
 pub(crate) struct Go {
     /// The proxy that the agent is told to use. It may hold a credential: no `Debug`.
     pub(crate) proxy: String,
+    /// The variables by which the agent's own guard finds its server.
+    pub(crate) guard: Vec<(String, String)>,
 }
 
 /// Sends one message.
