@@ -433,7 +433,7 @@ fn real_the_exit_status_and_the_terminal_are_the_commands_own() {
     assert_eq!(ended.status.code(), Some(7), "{said}");
     assert!(said.contains("/dev/pts/"), "{said}");
     assert_eq!(run("own", "no-such-program-anywhere").status.code(), Some(127));
-    server.json(&["halt", "session:halted", "--reason", "it leaks", "--wait"]);
+    server.json(&["halt", "session:halted", "--reason", "it leaks"]);
     let refused = run("halted", "sh -c 'echo it ran'");
     let said = String::from_utf8_lossy(&refused.stdout);
     assert_eq!(refused.status.code(), Some(126), "{said}");
