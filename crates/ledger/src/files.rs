@@ -12,16 +12,24 @@ use crate::LedgerError;
 /// Replaces a file's content so that a reader, and a crash, sees the old or the new, never a part.
 pub(crate) fn replace(path: &Path, content: &[&[u8]]) -> Result<(), LedgerError> {
     let new = path.with_extension("new");
-    let mut file = File::create(&new).map_err(LedgerError::file("create", &new))?;
-    for part in content {
-        file.write_all(part).map_err(LedgerError::file("write", &new))?;
+    if let Err(error) = write(&new, content) {
+        // On a full disk what is there of it takes the room of records.
+        let _ = fs::remove_file(&new);
+        return Err(error);
     }
-    file.sync_all().map_err(LedgerError::file("sync", &new))?;
     fs::rename(&new, path).map_err(LedgerError::file("rename into", path))?;
     match path.parent() {
         Some(dir) => sync_dir(dir).map_err(LedgerError::file("sync the folder", dir)),
         None => Ok(()),
     }
+}
+
+fn write(path: &Path, content: &[&[u8]]) -> Result<(), LedgerError> {
+    let mut file = File::create(path).map_err(LedgerError::file("create", path))?;
+    for part in content {
+        file.write_all(part).map_err(LedgerError::file("write", path))?;
+    }
+    file.sync_all().map_err(LedgerError::file("sync", path))
 }
 
 /// Creates a folder for its owner alone, and its name durably with it.

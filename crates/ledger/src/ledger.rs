@@ -12,13 +12,13 @@ use std::{
 };
 
 use ed25519_dalek::SigningKey;
-use estoppel_model::{NewRecord, Record, text::quoted};
+use estoppel_model::{NewRecord, Record, RecordKind, text::quoted};
 use serde::de::IgnoredAny;
 use tokio::sync::{oneshot, watch};
 
 use crate::{
-    Checkpoint, Damage, Hash, Head, LedgerError, Options, Pending, RecordError, Standing,
-    VerifierKey, Which,
+    Checkpoint, Damage, Doubt, Hash, Head, LedgerError, Options, Pending, RecordError, Snapshot,
+    Standing, VerifierKey, Which,
     checkpoint::verifier_key,
     error::{BODY_BYTES_MAX, KEY_BYTES_MAX, KIND_BYTES_MAX},
     files,
@@ -200,6 +200,32 @@ impl Ledger {
         })
     }
 
+    /// Iterates over those of the first `size` records that have one of these kinds, or a key that
+    /// begins with `prefix` (ASCII, not empty), in order and each checked against its leaf. Blocks
+    /// on the disk, ends with the first error.
+    ///
+    /// For what must not be overlooked: kinds are read in the records themselves, where a gap is an
+    /// error, and keys in their index, so that damage to one place hides no such record. It reads
+    /// no body of any other.
+    ///
+    /// # Errors
+    /// When the disk cannot be read, or one of the first `size` records is missing.
+    pub fn select<'l>(
+        &'l self,
+        size: u64,
+        kinds: &[RecordKind],
+        prefix: &str,
+    ) -> Result<impl Iterator<Item = Result<Record, LedgerError>> + use<'l>, LedgerError> {
+        let places = self.with_reader(|store| store.places(size, kinds, prefix))?;
+        let mut failed = false;
+        Ok(places.into_iter().map_while(move |seq| {
+            let read = (!failed).then(|| self.with_reader(|store| store.read(seq, seq + 1, 1)))?;
+            failed = read.is_err();
+            // A place that was found holds a record, or reading it is an error.
+            read.map(|records| records.into_iter().next()).transpose()
+        }))
+    }
+
     /// How many records are durable, and their root.
     pub fn head(&self) -> Head {
         self.checkpoint().head()
@@ -293,19 +319,28 @@ impl Ledger {
         crate::snapshot::put(&self.inner.shared.dir, name, head, bytes, &self.inner.signer)
     }
 
-    /// Returns how many records a kept state covers, and the state. `None` where there is none that
-    /// this ledger signed over its present history: then fold from the start.
+    /// Returns the state that was kept under a name, if this ledger signed it over its present
+    /// history. Otherwise there is none: then fold from the start.
     ///
     /// # Errors
     /// When the name is no name, or the ledger itself cannot be read.
-    pub fn snapshot_get(&self, name: &str) -> Result<Option<(u64, Vec<u8>)>, LedgerError> {
+    pub fn snapshot_get(&self, name: &str) -> Result<Snapshot, LedgerError> {
         let found = crate::snapshot::get(&self.inner.shared.dir, name, &self.verifier_key())?;
-        let Some((head, bytes)) = found else { return Ok(None) };
-        if head.size > self.head().size {
-            return Ok(None);
+        let (head, state) = match found {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(Snapshot::Absent),
+            Err(doubt) => return Ok(Snapshot::Doubtful(doubt)),
+        };
+        let (size, have) = (head.size, self.head().size);
+        if size > have {
+            return Ok(Snapshot::Doubtful(Doubt::Ahead { size, have }));
         }
-        let root = self.with_reader(|store| Frontier::of(store, head.size))?.root();
-        Ok((root == head.root).then_some((head.size, bytes)))
+        let root = self.with_reader(|store| Frontier::of(store, size))?.root();
+        Ok(if root == head.root {
+            Snapshot::Kept { size, state }
+        } else {
+            Snapshot::Doubtful(Doubt::OtherHistory { size })
+        })
     }
 
     fn with_reader<T>(

@@ -44,6 +44,7 @@ pub use ledger::Ledger;
 pub use merkle::Hash;
 pub use note::{NoteError, VerifierKey};
 pub use pending::Pending;
+pub use snapshot::{Doubt, Snapshot};
 pub use verify::{Truncation, VerifyReport, verify};
 
 /// How to open a ledger.

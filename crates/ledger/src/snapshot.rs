@@ -13,7 +13,50 @@ use sha2::{Digest, Sha256};
 
 use crate::{Hash, Head, LedgerError, VerifierKey, checkpoint::verifier_key, files, note};
 
+/// What there is of a fold's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Snapshot {
+    /// Nothing was kept under this name.
+    Absent,
+    /// There is one, and it is not to be trusted.
+    Doubtful(Doubt),
+    /// The state after the first records.
+    Kept {
+        /// How many records it covers.
+        size: u64,
+        /// The state, byte for byte as it was put.
+        state: Vec<u8>,
+    },
+}
+
+/// Why a snapshot is as good as absent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Doubt {
+    /// The file cannot be read.
+    #[error("its file cannot be read: {0}")]
+    Unreadable(std::io::ErrorKind),
+    /// It was changed, or made under another name or by another key.
+    #[error("it is not one that this ledger signed")]
+    NotSigned,
+    /// It covers more than there is: records were lost, or an old copy of them was restored.
+    #[error("it covers {size} records and the ledger has {have}: were records lost?")]
+    Ahead {
+        /// How many records it covers.
+        size: u64,
+        /// How many there are.
+        have: u64,
+    },
+    /// The records up to there are not those that it was made from.
+    #[error("its {size} records have another Merkle root than the ledger's")]
+    OtherHistory {
+        /// How many records it covers.
+        size: u64,
+    },
+}
+
 const DIR: &str = "snapshots";
+/// Largest file that is written or read.
+const BYTES_MAX: usize = 1 << 30;
 /// Ends the note: a note holds no such byte, whatever the state holds.
 const MARK: u8 = 0;
 
@@ -25,32 +68,42 @@ pub(crate) fn put(
     signer: &SigningKey,
 ) -> Result<(), LedgerError> {
     let path = path(dir, name)?;
+    if bytes.len() > BYTES_MAX {
+        return Err(LedgerError::file("write", &path)(std::io::ErrorKind::FileTooLarge.into()));
+    }
     files::create_dir(&dir.join(DIR))?;
     let ledger = verifier_key(signer.verifying_key());
     let note = note::sign(&text(&ledger, name, head, bytes), ledger.name(), signer);
     files::replace(&path, &[note.as_bytes(), &[MARK], bytes])
 }
 
+/// The head that a snapshot was made at, and the state.
+type Signed = (Head, Vec<u8>);
+
+/// Reads a snapshot that is signed; whether its head is one of the ledger's the caller must ask.
 pub(crate) fn get(
     dir: &std::path::Path,
     name: &str,
     key: &VerifierKey,
-) -> Result<Option<(Head, Vec<u8>)>, LedgerError> {
+) -> Result<Result<Option<Signed>, Doubt>, LedgerError> {
     let path = path(dir, name)?;
+    let length = match fs::metadata(&path) {
+        Ok(found) => found.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Ok(None)),
+        Err(error) => return Ok(Err(Doubt::Unreadable(error.kind()))),
+    };
+    // The note before the state is some hundred bytes.
+    if length > BYTES_MAX as u64 + 4_096 {
+        return Ok(Err(Doubt::Unreadable(std::io::ErrorKind::FileTooLarge)));
+    }
     let mut content = match fs::read(&path) {
         Ok(content) => content,
-        Err(error) => {
-            if error.kind() != std::io::ErrorKind::NotFound {
-                tracing::warn!(%error, name, "a snapshot cannot be read; folding from the start");
-            }
-            return Ok(None);
-        }
+        Err(error) => return Ok(Err(Doubt::Unreadable(error.kind()))),
     };
-    let head = read_head(&content, name, key);
-    if head.is_none() {
-        tracing::warn!(name, "a snapshot is not one of this ledger; folding from the start");
-    }
-    Ok(head.map(|(head, start)| (head, content.split_off(start))))
+    Ok(match read_head(&content, name, key) {
+        Some((head, start)) => Ok(Some((head, content.split_off(start)))),
+        None => Err(Doubt::NotSigned),
+    })
 }
 
 /// Returns the head that a file's note names, and where the state starts.

@@ -9,7 +9,7 @@
 //! from at most 256 of the next finer tiles, so a proof reads some hundred rows, and the tree adds
 //! 0.4 % of rows.
 
-use std::{ffi::CString, path::Path, time::Duration};
+use std::{collections::BTreeSet, ffi::CString, path::Path, time::Duration};
 
 use estoppel_model::{NewRecord, Record, RecordKind, Timestamp};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
@@ -246,6 +246,61 @@ impl Store {
             return Err(LedgerError::damaged(Damage::Missing { first: from, last: end - 1 }));
         }
         Ok(records)
+    }
+
+    /// The places of those of the first `size` records that have one of these kinds, or a key that
+    /// begins with `prefix`. Kinds come from the table, keys from their index.
+    pub(crate) fn places(
+        &self,
+        size: u64,
+        kinds: &[RecordKind],
+        prefix: &str,
+    ) -> Result<BTreeSet<u64>, LedgerError> {
+        let action = "look for records";
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT seq, kind FROM record NOT INDEXED WHERE seq >= 0 AND seq < ?1 ORDER BY seq",
+            )
+            .map_err(LedgerError::database(action))?;
+        let mut rows =
+            statement.query([size.cast_signed()]).map_err(LedgerError::database(action))?;
+        let (mut places, mut expected) = (BTreeSet::new(), 0);
+        let missing = |first, last| Err(LedgerError::damaged(Damage::Missing { first, last }));
+        while let Some(row) = rows.next().map_err(LedgerError::database(action))? {
+            let seq = row.get::<_, i64>(0).map_err(LedgerError::database(action))?.cast_unsigned();
+            if seq != expected {
+                return missing(expected, seq.saturating_sub(1));
+            }
+            expected += 1;
+            let kind = row.get_ref(1).map_err(LedgerError::database(action))?.as_bytes();
+            if kind.is_ok_and(|kind| kinds.iter().any(|it| it.as_str().as_bytes() == kind)) {
+                places.insert(seq);
+            }
+        }
+        if expected != size {
+            return missing(expected, size.saturating_sub(1));
+        }
+        drop(rows);
+        places.extend(self.with_key(prefix).map_err(LedgerError::database(action))?);
+        places.retain(|seq| *seq < size);
+        Ok(places)
+    }
+
+    /// The places that the index of keys has under a prefix.
+    fn with_key(&self, prefix: &str) -> rusqlite::Result<Vec<u64>> {
+        // ASCII has no last byte that cannot be counted up.
+        let mut end = prefix.as_bytes().to_vec();
+        if let Some(last) = end.last_mut() {
+            *last += 1;
+        }
+        let end = String::from_utf8_lossy(&end);
+        self.connection
+            .prepare_cached(
+                "SELECT seq FROM record INDEXED BY record_key WHERE key >= ?1 AND key < ?2",
+            )?
+            .query_map([prefix, &*end], |row| row.get::<_, i64>(0).map(i64::cast_unsigned))?
+            .collect()
     }
 
     /// Syncs the write-ahead log, moves what it holds into the database, and syncs that. Returns

@@ -2,10 +2,12 @@ use std::fs;
 
 use ed25519_dalek::SigningKey;
 use estoppel_ledger::{
-    Checkpoint, CheckpointError, Hash, Ledger, LedgerError, NoteError, Options, Standing, merkle,
+    Checkpoint, CheckpointError, Doubt, Hash, Ledger, LedgerError, NoteError, Options, Snapshot,
+    Standing, merkle,
 };
+use estoppel_model::{NewRecord, RecordKind};
 
-use crate::support::{closed, copy, fill, key, open};
+use crate::support::{closed, copy, fill, key, open, record, tool};
 
 #[test]
 fn proofs_from_the_stored_tiles_hold() {
@@ -78,18 +80,24 @@ fn a_checkpoint_that_was_kept_elsewhere_shows_a_restored_copy_and_another_histor
     assert!(matches!(error, LedgerError::Checkpoint(found) if found == signature), "{error}");
 }
 
+const NOT_SIGNED: Snapshot = Snapshot::Doubtful(Doubt::NotSigned);
+
 #[test]
 fn a_snapshot_comes_back_or_does_not_exist() {
     let dir = closed(300);
     let ledger = open(dir.path()).unwrap();
-    assert_eq!(ledger.snapshot_get("orders").unwrap(), None);
+    let kept = |size, state: &[u8]| Snapshot::Kept { size, state: state.to_vec() };
+    assert_eq!(ledger.snapshot_get("orders").unwrap(), Snapshot::Absent);
     ledger.snapshot_put("orders", 290, b"state\n\n\0of orders").unwrap();
     ledger.snapshot_put("empty", 0, b"").unwrap();
-    let kept = Some((290, b"state\n\n\0of orders".to_vec()));
-    assert_eq!(ledger.snapshot_get("orders").unwrap(), kept);
-    assert_eq!(ledger.snapshot_get("empty").unwrap(), Some((0, Vec::new())));
+    assert_eq!(ledger.snapshot_get("orders").unwrap(), kept(290, b"state\n\n\0of orders"));
+    assert_eq!(ledger.snapshot_get("empty").unwrap(), kept(0, b""));
     ledger.snapshot_put("orders", 300, b"newer").unwrap();
-    assert_eq!(ledger.snapshot_get("orders").unwrap(), Some((300, b"newer".to_vec())));
+    assert_eq!(ledger.snapshot_get("orders").unwrap(), kept(300, b"newer"));
+    // A folder in its place is none, either.
+    fs::create_dir(dir.path().join("snapshots/folder.snapshot")).unwrap();
+    let found = ledger.snapshot_get("folder").unwrap();
+    assert!(matches!(found, Snapshot::Doubtful(Doubt::Unreadable(_))), "{found:?}");
 
     let error = ledger.snapshot_put("orders", 301, b"").unwrap_err();
     assert!(matches!(error, LedgerError::NoSuchRecord { size: 300, .. }), "{error}");
@@ -112,15 +120,15 @@ fn a_snapshot_with_any_bit_flipped_does_not_exist() {
         let mut changed = bytes.clone();
         changed[at] ^= 1 << (at % 8);
         fs::write(&path, &changed).unwrap();
-        assert_eq!(ledger.snapshot_get("orders").unwrap(), None, "byte {at}");
+        assert_eq!(ledger.snapshot_get("orders").unwrap(), NOT_SIGNED, "byte {at}");
         fs::write(&path, &bytes[..at]).unwrap();
-        assert_eq!(ledger.snapshot_get("orders").unwrap(), None, "cut at {at}");
+        assert_eq!(ledger.snapshot_get("orders").unwrap(), NOT_SIGNED, "cut at {at}");
     }
     fs::write(&path, &bytes).unwrap();
-    assert!(ledger.snapshot_get("orders").unwrap().is_some());
+    assert!(matches!(ledger.snapshot_get("orders").unwrap(), Snapshot::Kept { size: 3, .. }));
     // Under another name it would be another fold's state.
     fs::copy(&path, dir.path().join("snapshots/incidents.snapshot")).unwrap();
-    assert_eq!(ledger.snapshot_get("incidents").unwrap(), None);
+    assert_eq!(ledger.snapshot_get("incidents").unwrap(), NOT_SIGNED);
 }
 
 #[test]
@@ -129,17 +137,18 @@ fn a_snapshot_of_another_history_does_not_exist() {
     let ledger = open(dir.path()).unwrap();
     ledger.snapshot_put("orders", 5, b"state").unwrap();
     drop(ledger);
-    let check = |other: tempfile::TempDir| {
+    let check = |other: tempfile::TempDir, doubt: Doubt| {
         fs::create_dir_all(other.path().join("snapshots")).unwrap();
         let name = "snapshots/orders.snapshot";
         fs::copy(dir.path().join(name), other.path().join(name)).unwrap();
         let ledger = open(other.path()).unwrap();
-        assert_eq!(ledger.snapshot_get("orders").unwrap(), None);
+        assert_eq!(ledger.snapshot_get("orders").unwrap(), Snapshot::Doubtful(doubt));
         assert_eq!(ledger.verifier_key(), open(dir.path()).unwrap().verifier_key());
     };
-    check(closed(5));
-    check(closed(6));
-    check(closed(4));
+    // Salts are random: no two ledgers have one history.
+    check(closed(5), Doubt::OtherHistory { size: 5 });
+    check(closed(6), Doubt::OtherHistory { size: 5 });
+    check(closed(4), Doubt::Ahead { size: 5, have: 4 });
 
     let stranger = tempfile::tempdir().unwrap();
     let signer = SigningKey::from_bytes(&[9; 32]);
@@ -148,7 +157,54 @@ fn a_snapshot_of_another_history_does_not_exist() {
     foreign.snapshot_put("orders", 0, b"planted").unwrap();
     let name = "snapshots/orders.snapshot";
     fs::copy(stranger.path().join(name), dir.path().join(name)).unwrap();
-    assert_eq!(open(dir.path()).unwrap().snapshot_get("orders").unwrap(), None);
+    assert_eq!(open(dir.path()).unwrap().snapshot_get("orders").unwrap(), NOT_SIGNED);
+}
+
+/// Invariant starting-always-does: what a start must not overlook is not hidden by damage to one
+/// place, and no other body is read for it.
+#[test]
+fn what_is_selected_cannot_be_hidden() {
+    let order = || [RecordKind::new("order")];
+    let of = |ledger: &Ledger| -> Result<Vec<u64>, LedgerError> {
+        let found = ledger.select(ledger.head().size, &order(), "order/")?;
+        found.map(|record| record.map(|record| record.seq)).collect()
+    };
+    let check = |sql: &str, expect: Option<&[u64]>| {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = open(dir.path()).unwrap();
+        for n in 0..40 {
+            let kind = if n % 7 == 0 { "order" } else { "orders" };
+            let key = (n % 7 == 0).then(|| format!("order/{n}"));
+            let record = NewRecord { kind: RecordKind::new(kind), key, ..record(n) };
+            ledger.append(record).wait().unwrap();
+        }
+        tool(dir.path()).execute_batch(sql).unwrap();
+        assert_eq!(of(&ledger).ok().as_deref(), expect, "{sql}");
+    };
+    let all: &[u64] = &[0, 7, 14, 21, 28, 35];
+    check("", Some(all));
+    // Another record's body is the verification's business.
+    check("UPDATE record SET body = '[]' WHERE seq = 8", Some(all));
+    check("UPDATE record SET kind = 'ordes' WHERE seq = 7", None);
+    check("UPDATE record SET key = 'x' WHERE seq = 7", None);
+    check("UPDATE record SET body = '[]' WHERE seq = 7", None);
+    check("DELETE FROM record WHERE seq = 7", None);
+    check("UPDATE record SET seq = -7 WHERE seq = 7", None);
+    check("DELETE FROM record WHERE seq = 39", None);
+    check("DROP INDEX record_key", None);
+    check(
+        "DROP INDEX record_key; \
+         CREATE INDEX record_key ON record (key) WHERE key IS NOT NULL AND seq <> 7",
+        None,
+    );
+    // Both places of one record: only the hashes show it.
+    check("UPDATE record SET kind = 'x', key = 'x' WHERE seq = 7", Some(&[0, 14, 21, 28, 35]));
+
+    let dir = closed(9);
+    let ledger = open(dir.path()).unwrap();
+    let noted = ledger.select(7, &[], "note/").unwrap();
+    assert_eq!(noted.map(|record| record.unwrap().seq).collect::<Vec<_>>(), [0, 3, 6]);
+    assert_eq!(ledger.select(0, &order(), "order/").unwrap().count(), 0);
 }
 
 #[test]
