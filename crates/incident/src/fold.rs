@@ -1,6 +1,11 @@
 //! Incidents as the fold of the ledger.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod kept;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use estoppel_model::{
     EnforcerId, IncidentId, IncidentNumber, Kind, OrderId, Record, RunId, Scope, ScopeSet, Subject,
@@ -15,7 +20,7 @@ use crate::record::{
 };
 
 /// A body with its place in the ledger: what a claim refers to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry<T> {
     /// The record's place.
     pub seq: u64,
@@ -178,10 +183,12 @@ impl IncidentView {
     }
 }
 
-/// All incidents.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// All incidents. Cheap to clone: what does not change afterwards is shared.
+///
+/// What is serialised is for the version that wrote it, and comes back equal.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Incidents {
-    incidents: BTreeMap<IncidentId, IncidentView>,
+    incidents: BTreeMap<IncidentId, Arc<IncidentView>>,
     /// In the order of their numbers.
     order: Vec<IncidentId>,
     runs: BTreeMap<RunId, IncidentId>,
@@ -218,7 +225,7 @@ impl Incidents {
 
     /// The incident with this id.
     pub fn incident(&self, id: IncidentId) -> Option<&IncidentView> {
-        self.incidents.get(&id)
+        self.incidents.get(&id).map(Arc::as_ref)
     }
 
     /// The incident with this number.
@@ -233,7 +240,7 @@ impl Incidents {
 
     /// All incidents, in the order of their numbers.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &IncidentView> {
-        self.order.iter().filter_map(|id| self.incidents.get(id))
+        self.order.iter().filter_map(|id| self.incident(*id))
     }
 
     /// The newest incident that is not closed and shares a key with this scope or subject: what
@@ -262,7 +269,7 @@ impl Incidents {
             ($type:ty, |$view:ident, $body:ident| $do:expr) => {
                 if record.kind == <$type>::KIND {
                     let $body: $type = record.parse()?;
-                    if let Some($view) = self.incidents.get_mut(&$body.incident) {
+                    if let Some($view) = self.incident_mut($body.incident) {
                         $view.last_seq = seq;
                         $do;
                     }
@@ -305,30 +312,32 @@ impl Incidents {
         let number = IncidentNumber::following(last, opened.at);
         let keys = keys(opened.body.scope.as_ref(), &opened.body.subject);
         let last_seq = opened.seq;
+        let view = IncidentView {
+            number,
+            opened,
+            joined: Vec::new(),
+            notes: Vec::new(),
+            assigned: None,
+            root_cause: None,
+            closed: None,
+            detections: Vec::new(),
+            halts: Vec::new(),
+            enforcement: BTreeMap::new(),
+            contained: Vec::new(),
+            silent: Vec::new(),
+            releases: Vec::new(),
+            pages: Vec::new(),
+            evidence: Vec::new(),
+            runs: Vec::new(),
+            last_seq,
+            keys,
+        };
         self.order.push(id);
-        self.incidents.insert(
-            id,
-            IncidentView {
-                number,
-                opened,
-                joined: Vec::new(),
-                notes: Vec::new(),
-                assigned: None,
-                root_cause: None,
-                closed: None,
-                detections: Vec::new(),
-                halts: Vec::new(),
-                enforcement: BTreeMap::new(),
-                contained: Vec::new(),
-                silent: Vec::new(),
-                releases: Vec::new(),
-                pages: Vec::new(),
-                evidence: Vec::new(),
-                runs: Vec::new(),
-                last_seq,
-                keys,
-            },
-        );
+        self.incidents.insert(id, Arc::new(view));
+    }
+
+    fn incident_mut(&mut self, id: IncidentId) -> Option<&mut IncidentView> {
+        self.incidents.get_mut(&id).map(Arc::make_mut)
     }
 
     /// The journals of the runs that serve an incident.
@@ -336,7 +345,7 @@ impl Incidents {
         let seq = record.seq;
         if record.kind == RunStarted::KIND {
             let RunStarted { run, incident, playbook, by, .. } = record.parse()?;
-            if let Some(view) = self.incidents.get_mut(&incident) {
+            if let Some(view) = self.incident_mut(incident) {
                 view.last_seq = seq;
                 view.runs.push(RunView {
                     seq,
@@ -374,7 +383,7 @@ impl Incidents {
     }
 
     fn run_mut(&mut self, run: RunId, seq: u64) -> Option<&mut RunView> {
-        let incident = self.incidents.get_mut(self.runs.get(&run)?)?;
+        let incident = self.incident_mut(*self.runs.get(&run)?)?;
         incident.last_seq = seq;
         incident.runs.iter_mut().find(|view| view.run == run)
     }

@@ -10,10 +10,14 @@
 //!
 //! and asks again. Everything that it must remember is in the ledger, so it may end at any moment.
 
+mod kept;
 mod next;
 mod runs;
 
+use std::sync::Arc;
+
 use estoppel_model::{Actor, IncidentId, Record, RunId, Timestamp};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -29,11 +33,11 @@ use crate::{
 };
 
 /// One run of a playbook.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Run {
     id: RunId,
     incident: IncidentId,
-    playbook: Playbook,
+    playbook: Arc<Playbook>,
     inputs: Inputs,
     mode: Mode,
     by: Actor,
@@ -45,7 +49,7 @@ pub struct Run {
 }
 
 /// What the journal says of one step.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Progress {
     first_intent_at: Option<Timestamp>,
     state: StepState,
@@ -54,7 +58,7 @@ struct Progress {
 }
 
 /// How far a step is.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub enum StepState {
     /// Nothing is recorded.
     #[default]
@@ -174,14 +178,24 @@ impl Run {
     /// When the body, the playbook or the inputs in it do not hold, which a start made by
     /// [`Playbook::start`] does.
     pub fn started(record: &Record) -> Result<Self, RunError> {
-        let RunStarted { run, incident, source, inputs, mode, asks, by, .. } = record.parse()?;
-        let playbook =
-            Playbook::parse(&source).map_err(|source| RunError::Playbook { run, source })?;
+        let started: RunStarted = record.parse()?;
+        let run = started.run;
+        let playbook = Playbook::parse(&started.source)
+            .map_err(|source| RunError::Playbook { run, source })?;
+        Self::of(started, Arc::new(playbook), record.at)
+    }
+
+    /// The run that a start begins, of the playbook that the start holds.
+    fn of(
+        started: RunStarted,
+        playbook: Arc<Playbook>,
+        started_at: Timestamp,
+    ) -> Result<Self, RunError> {
+        let RunStarted { run, incident, inputs, mode, asks, by, .. } = started;
         let texts = inputs.iter().map(|(name, text)| (name.as_str(), text.as_str()));
         let inputs =
             Inputs::read(&playbook, texts).map_err(|source| RunError::Inputs { run, source })?;
         let steps = vec![Progress::default(); playbook.steps.len()];
-        let started_at = record.at;
         let (decided, ended) = (None, None);
         Ok(Self {
             id: run,
@@ -251,7 +265,7 @@ impl Run {
     }
 
     /// The playbook, as it was when the run started.
-    pub const fn playbook(&self) -> &Playbook {
+    pub fn playbook(&self) -> &Playbook {
         &self.playbook
     }
 

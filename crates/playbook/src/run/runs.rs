@@ -1,45 +1,74 @@
 //! All runs, as the fold of the ledger.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use estoppel_model::{Record, RunId};
 
-use super::{Run, RunState};
-use crate::journal::{
-    EvidenceWaived, RunDecided, RunEnded, RunStarted, StepApproved, StepIntent, StepResult,
+use super::{Run, RunError, RunState};
+use crate::{
+    Playbook,
+    journal::{
+        EvidenceWaived, RunDecided, RunEnded, RunStarted, StepApproved, StepIntent, StepResult,
+    },
 };
 
-/// All runs, as the fold of the ledger.
-#[derive(Debug, Clone, Default)]
+/// All runs, as the fold of the ledger. Cheap to clone: what does not change afterwards is shared.
+///
+/// What is serialised is for the version that wrote it, and comes back equal.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Runs {
-    runs: BTreeMap<RunId, Run>,
-    unreadable: Vec<(u64, String)>,
+    pub(super) runs: BTreeMap<RunId, Arc<Run>>,
+    /// Those of the runs, by their text: many runs are of one.
+    pub(super) playbooks: BTreeMap<String, Arc<Playbook>>,
+    pub(super) unreadable: Vec<(u64, String)>,
 }
 
 impl Runs {
-    /// Takes a record in; kinds of others are skipped. A start that does not hold is kept in
-    /// [`Runs::unreadable`].
+    /// Takes a record in; kinds of others are skipped. Of several starts of a run the first stands;
+    /// one that does not hold is kept in [`Runs::unreadable`].
     pub fn apply(&mut self, record: &Record) {
         if record.kind == RunStarted::KIND {
-            match Run::started(record) {
-                Ok(run) => {
-                    self.runs.entry(run.id()).or_insert(run);
-                }
-                Err(error) => self.unreadable.push((record.seq, error.to_string())),
+            if let Err(error) = self.start(record) {
+                self.unreadable.push((record.seq, error.to_string()));
             }
         } else if let Some(run) = run_of(record).and_then(|run| self.runs.get_mut(&run)) {
-            run.apply(record);
+            Arc::make_mut(run).apply(record);
         }
+    }
+
+    fn start(&mut self, record: &Record) -> Result<(), RunError> {
+        let started: RunStarted = record.parse()?;
+        let run = started.run;
+        let playbook = match self.playbooks.get(&started.source) {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(
+                Playbook::parse(&started.source)
+                    .map_err(|source| RunError::Playbook { run, source })?,
+            ),
+        };
+        let begun = Run::of(started, playbook, record.at)?;
+        if !self.runs.contains_key(&run) {
+            self.keep(begun);
+        }
+        Ok(())
+    }
+
+    pub(super) fn keep(&mut self, run: Run) {
+        let source = &run.playbook.source;
+        if !self.playbooks.contains_key(source) {
+            self.playbooks.insert(source.clone(), Arc::clone(&run.playbook));
+        }
+        self.runs.insert(run.id(), Arc::new(run));
     }
 
     /// A run.
     pub fn run(&self, id: RunId) -> Option<&Run> {
-        self.runs.get(&id)
+        self.runs.get(&id).map(Arc::as_ref)
     }
 
     /// All runs, in order of time.
     pub fn iter(&self) -> impl Iterator<Item = &Run> {
-        self.runs.values()
+        self.runs.values().map(Arc::as_ref)
     }
 
     /// The runs that are not over.
