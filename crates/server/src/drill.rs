@@ -21,6 +21,7 @@ use estoppel_killswitch::{
 use estoppel_model::{
     Actor, Boottime, NewRecord, Order, OrderBody, OrderId, Record, RecordKind, Timestamp, Untrusted,
 };
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -52,7 +53,7 @@ const NAP_MAX: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(30);
 
 /// The drills of the ledger, the latest last.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Drills(VecDeque<DrillSummary>);
 
 impl Drills {

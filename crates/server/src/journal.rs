@@ -4,6 +4,11 @@
 //! fails, appends fail with a reason while halts go on. A record is folded once it is durable,
 //! never before, so that nobody acts upon what a crash could take back.
 
+mod snapshot;
+mod state;
+#[cfg(test)]
+mod tests;
+
 use std::{
     path::Path,
     sync::{Arc, OnceLock, PoisonError, RwLock},
@@ -11,70 +16,18 @@ use std::{
 };
 
 use ed25519_dalek::SigningKey;
-use estoppel_incident::Incidents;
 use estoppel_ledger::{Appended, Ledger, LedgerError, Options};
-use estoppel_model::{NewRecord, Record, RecordKind};
-use estoppel_playbook::Runs;
-use serde::{Deserialize, Serialize};
+use estoppel_model::NewRecord;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{AtMoment, Moment, metrics::Metrics};
+pub(crate) use snapshot::{check_what_it_covers, keep_snapshots};
+pub(crate) use state::AllowlistSet;
+use state::State;
 
 /// Records that are folded under one lock.
 const BATCH: usize = 512;
-
-/// Body of an `allowlist.set` record.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct AllowlistSet {
-    /// The entries; `None`: egress is learned.
-    pub domains: Option<Vec<String>>,
-    /// Who set it.
-    pub by: estoppel_model::Actor,
-}
-
-impl AllowlistSet {
-    pub(crate) const KIND: RecordKind = RecordKind::new("allowlist.set");
-}
-
-/// What the records amount to.
-#[derive(Debug, Default)]
-pub(crate) struct State {
-    /// The incidents.
-    pub incidents: Incidents,
-    /// The runs of playbooks.
-    pub runs: Runs,
-    /// The allowlist's entries, `None` while egress is learned.
-    pub allowlist: Option<Vec<String>>,
-    /// Releases that wait, or waited, for a second person.
-    pub release_requests: crate::release::Requests,
-    /// Drills of the kill switch.
-    pub drills: crate::drill::Drills,
-    /// Orders that the ledger has.
-    pub orders: std::collections::HashSet<estoppel_model::OrderId>,
-    /// How many records are folded in.
-    pub applied: u64,
-}
-
-impl State {
-    fn apply(&mut self, record: &Record) {
-        self.incidents.apply(record);
-        self.runs.apply(record);
-        self.release_requests.apply(record);
-        self.drills.apply(record);
-        if record.kind == AllowlistSet::KIND {
-            match record.parse::<AllowlistSet>() {
-                Ok(set) => self.allowlist = set.domains,
-                Err(error) => tracing::error!(record.seq, %error, "an allowlist cannot be read"),
-            }
-        } else if record.kind == crate::order::ORDER
-            && let Some(id) = record.key.as_deref().and_then(crate::order::id_of_key)
-        {
-            self.orders.insert(id);
-        }
-        self.applied = record.seq + 1;
-    }
-}
 
 /// Why a record was not kept.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -96,6 +49,15 @@ impl From<serde_json::Error> for JournalError {
     }
 }
 
+/// How the fold of the ledger began.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Begun {
+    /// Records that a snapshot spared it.
+    pub from: u64,
+    /// Why a snapshot that was there was not used.
+    pub ignored: Option<String>,
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Journal(Arc<Inner>);
@@ -103,6 +65,8 @@ pub(crate) struct Journal(Arc<Inner>);
 struct Inner {
     ledger: OnceLock<Ledger>,
     failed: OnceLock<String>,
+    /// What is wrong with records that the last start did not read.
+    damaged: OnceLock<String>,
     state: RwLock<State>,
     applied: watch::Sender<u64>,
     at_moment: Option<AtMoment>,
@@ -121,6 +85,7 @@ impl Journal {
         Self(Arc::new(Inner {
             ledger: OnceLock::new(),
             failed: OnceLock::new(),
+            damaged: OnceLock::new(),
             state: RwLock::new(State::default()),
             applied: watch::Sender::new(0),
             at_moment,
@@ -128,21 +93,29 @@ impl Journal {
         }))
     }
 
-    /// Opens the ledger and folds it; takes as long as recovery takes.
+    /// Opens the ledger and folds it, from the snapshot on where there is a good one; takes as long
+    /// as recovery takes.
     ///
     /// # Errors
     /// When the ledger cannot be opened or read. The journal then stays closed and says why.
-    pub(crate) fn open(&self, dir: &Path, signer: SigningKey) -> Result<(), LedgerError> {
+    pub(crate) fn open(&self, dir: &Path, signer: SigningKey) -> Result<Begun, LedgerError> {
+        let begun = Instant::now();
         let opened = Ledger::open(dir, signer, Options::default()).and_then(|ledger| {
+            let (state, ignored) = snapshot::restore(&ledger)?;
+            let from = state.applied;
+            *self.0.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+            self.0.applied.send_replace(from);
             self.fold(&ledger)?;
-            Ok(ledger)
+            Ok((ledger, Begun { from, ignored }))
         });
         match opened {
-            Ok(ledger) => {
+            Ok((ledger, started)) => {
+                let (records, from, took) = (ledger.head().size, started.from, begun.elapsed());
+                tracing::info!(records, from, ?took, "the ledger is open");
                 // Opened once, by the server's start.
                 let _ = self.0.ledger.set(ledger);
                 self.0.applied.send_modify(|_| {});
-                Ok(())
+                Ok(started)
             }
             Err(error) => {
                 let _ = self.0.failed.set(error.to_string());
@@ -240,10 +213,16 @@ impl Journal {
     pub(crate) fn health(&self) -> String {
         match self.ledger() {
             Err(error) => error.to_string(),
-            Ok(ledger) => match ledger.poisoned() {
-                Some(cause) => format!("takes no more records: {cause}"),
-                None => "ok".to_owned(),
+            Ok(ledger) => match (ledger.poisoned(), self.damaged()) {
+                (Some(cause), _) => format!("takes no more records: {cause}"),
+                (None, Some(damage)) => format!("damaged: {damage}"),
+                (None, None) => "ok".to_owned(),
             },
         }
+    }
+
+    /// What is wrong with records that the start did not read.
+    pub(crate) fn damaged(&self) -> Option<&str> {
+        self.0.damaged.get().map(String::as_str)
     }
 }

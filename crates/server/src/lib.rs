@@ -505,19 +505,23 @@ impl Server {
             inner.journal.open(&inner.config.data.join("ledger"), inner.key.signing().clone())
         });
         let ledger = match opened.await {
-            Ok(Ok(())) => true,
+            Ok(Ok(begun)) => Some(begun),
             Ok(Err(error)) => {
                 tracing::error!(%error, "the ledger is not open; halts are taken all the same");
                 self.warn(format!("the ledger is not open: {error}"));
-                false
+                None
             }
             Err(error) => {
                 tracing::error!(%error, "the ledger could not be opened");
                 self.warn("the ledger is not open: its recovery ended by a panic".to_owned());
-                false
+                None
             }
         };
-        if ledger {
+        if let Some(begun) = &ledger {
+            if let Some(why) = &begun.ignored {
+                tracing::warn!(why, "the ledger's snapshot is not used: all records were read");
+                self.warn(format!("the ledger's snapshot is not used: {why}"));
+            }
             feed::reconcile(&self, spooled).await;
             // The switchboard ends with the process only.
             let _ = self.switchboard().grant_leases().await;
@@ -552,11 +556,13 @@ impl Server {
             Err(error) => self.events_failed(error.to_string()),
         }
         self.apply_allowlist();
-        if ledger {
+        if let Some(begun) = ledger {
             let (draining, tasks) = (&self.0.draining, &self.0.tasks);
             tasks.spawn(runs::drive(self.clone(), draining.clone()));
             tasks.spawn(feed::checkpoints(self.clone(), draining.clone()));
             tasks.spawn(drill::keep(self.clone(), draining.clone()));
+            tasks.spawn(journal::check_what_it_covers(self.clone(), begun.from));
+            tasks.spawn(journal::keep_snapshots(self.clone(), begun.from));
         }
         self.0.recovered.cancel();
     }

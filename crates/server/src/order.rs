@@ -8,18 +8,21 @@ use crate::key::{self, NodeKey};
 /// Kind of the records that hold a [`SignedOrder`].
 pub(crate) const ORDER: RecordKind = RecordKind::new("order");
 
+/// How the keys of such records begin.
+pub(crate) const KEYS: &str = "order/";
+
 /// The record of an order; its key makes feeding it twice harmless.
 pub(crate) fn record(
     id: OrderId,
     order: &SignedOrder,
     at: Timestamp,
 ) -> Result<NewRecord, serde_json::Error> {
-    NewRecord::json(ORDER, Some(format!("order/{id}")), at, order)
+    NewRecord::json(ORDER, Some(format!("{KEYS}{id}")), at, order)
 }
 
 /// The order's id in the key of its record.
 pub(crate) fn id_of_key(key: &str) -> Option<OrderId> {
-    key.strip_prefix("order/")?.parse().ok()
+    key.strip_prefix(KEYS)?.parse().ok()
 }
 
 /// Signs with the node's key and checks anybody's signature.

@@ -32,7 +32,8 @@ use crate::{
     token::Identity,
 };
 
-const REQUESTED: RecordKind = RecordKind::new("release.requested");
+/// Kind of the records of requests.
+pub(crate) const REQUESTED: RecordKind = RecordKind::new("release.requested");
 const APPROVED: RecordKind = RecordKind::new("release.approved");
 /// How long a request waits for its second person.
 const EXPIRY: Duration = Duration::from_secs(60 * 60);
@@ -63,7 +64,7 @@ impl TwoPersons {
 }
 
 /// Body of a `release.requested` record.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Requested {
     id: Uuid,
     scope: ScopeSet,
@@ -103,7 +104,7 @@ struct Approved {
 }
 
 /// The requests of the ledger, the latest last.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Requests(VecDeque<Requested>);
 
 impl Requests {

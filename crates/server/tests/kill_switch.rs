@@ -1,4 +1,5 @@
-//! A server in this process, with a clock that the test sets: releases by time, drills by schedule.
+//! A server in this process, with a clock that the test sets: releases by time, drills by schedule,
+//! starts from a snapshot.
 
 #![expect(
     clippy::unwrap_used,
@@ -171,4 +172,83 @@ fn drills_run_by_schedule_and_outlast_a_crash() {
     assert_eq!(told["drills"]["overdue"], true, "{told}");
     assert!(told["warnings"].to_string().contains("overdue"), "{told}");
     here.stop();
+}
+
+/// What people are told of the past: incidents, runs, drills, the allowlist.
+fn told(here: &Here) -> Vec<Value> {
+    let ask = |path: &str| here.send("GET", path, &Value::Null).1;
+    let incidents = ask("/v1/incidents");
+    let each = incidents.as_array().unwrap().iter();
+    let each = each.map(|one| ask(&format!("/v1/incidents/{}", one["number"].as_str().unwrap())));
+    let each: Vec<Value> = each.collect();
+    let rest = ["/v1/runs", "/v1/drills", "/v1/allowlist"].map(ask);
+    [vec![incidents], each, rest.to_vec()].concat()
+}
+
+/// Invariant starting-always-does: whatever became of the snapshot, and of the spool beside it, a
+/// start has each halt of the ledger, releases none, and tells the same story.
+#[test]
+fn a_start_from_a_snapshot_forgets_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let here = Here::start(&data, |config| config.lease = Duration::from_millis(200));
+    let post = |here: &Here, path: &str, body: Value| {
+        let (status, answer) = here.send("POST", path, &body);
+        assert!((200..300).contains(&status), "{path}: {answer}");
+        answer
+    };
+    let scopes = ["session:a", "session:b", "session:over"];
+    for scope in scopes {
+        post(&here, "/kill-switch", json!({ "scope": scope, "reason": "r" }));
+    }
+    let is_written = |here: &Here| {
+        let incidents = here.send("GET", "/v1/incidents", &Value::Null).1;
+        incidents.as_array().is_some_and(|all| {
+            let halts = |one: &Value| {
+                let path = format!("/v1/incidents/{}", one["number"].as_str().unwrap());
+                here.send("GET", &path, &Value::Null).1["halts"].as_array().map_or(0, Vec::len)
+            };
+            all.len() == scopes.len() && all.iter().all(|one| halts(one) == 1)
+        })
+    };
+    wait_for("the incidents", || is_written(&here));
+    let release = json!({ "scope": "session:over", "reason": "r", "watch_seconds": 0 });
+    post(&here, "/kill-switch/release", release);
+    post(&here, "/v1/drills/kill-switch", json!({}));
+    assert_eq!(here.send("PUT", "/v1/allowlist", &json!({ "domains": ["a.example"] })).0, 200);
+    let number = here.send("GET", "/v1/incidents", &Value::Null).1[0]["number"].clone();
+    let notes = format!("/v1/incidents/{}/notes", number.as_str().unwrap());
+    post(&here, &notes, json!({ "text": "seen" }));
+    let story = told(&here);
+    here.stop();
+
+    let snapshot = data.join("ledger/snapshots/story.snapshot");
+    let written = std::fs::read(&snapshot).unwrap();
+    let flipped = || {
+        let mut bytes = written.clone();
+        *bytes.last_mut().unwrap() ^= 1;
+        bytes
+    };
+    for (what, content) in [
+        ("the snapshot", Some(written.clone())),
+        ("no snapshot", None),
+        ("a flipped one", Some(flipped())),
+        ("an empty one", Some(Vec::new())),
+    ] {
+        // What only the ledger has must come from it.
+        std::fs::remove_file(data.join("orders.spool")).unwrap();
+        match &content {
+            Some(bytes) => std::fs::write(&snapshot, bytes).unwrap(),
+            None => std::fs::remove_file(&snapshot).unwrap(),
+        }
+        let here = Here::start(&data, |config| config.lease = Duration::from_millis(200));
+        for scope in scopes {
+            assert_eq!(here.stops(scope), scope != "session:over", "{what}: {scope}");
+        }
+        assert_eq!(told(&here), story, "{what}");
+        let warnings = here.send("GET", "/v1/status", &Value::Null).1["warnings"].to_string();
+        let doubtful = content.is_some_and(|bytes| bytes != written);
+        assert_eq!(warnings.contains("snapshot is not used"), doubtful, "{what}: {warnings}");
+        here.stop();
+    }
 }

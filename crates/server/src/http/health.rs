@@ -10,12 +10,12 @@ use std::{path::Path, time::Duration};
 use axum::{Json, extract::State, http::StatusCode};
 use estoppel_api::{Health, PartState, Readiness};
 
-use crate::Server;
+use crate::{Server, files};
 
 /// How long the kill switch or the disk may take to say how it is.
 const ASK_MAX: Duration = Duration::from_secs(1);
 /// Less room than this is not ready: the logs would end within minutes.
-const FREE_BYTES_MIN: u64 = 256 << 20;
+pub(crate) const FREE_BYTES_MIN: u64 = 256 << 20;
 
 /// What is known of the parts.
 pub(crate) struct Found {
@@ -68,6 +68,7 @@ pub(crate) async fn readiness(server: &Server) -> Found {
     let spool = if server.spool().is_failing() { Err("orders are not kept") } else { Ok("ok") };
     let ledger = match server.journal().ledger() {
         Ok(ledger) if ledger.poisoned().is_some() => Err("takes no more records"),
+        Ok(_) if server.journal().damaged().is_some() => Err("damaged"),
         Ok(_) => Ok("ok"),
         Err(_) if recovering => Err("recovering"),
         Err(_) => Err("not open"),
@@ -110,7 +111,6 @@ pub(crate) async fn readiness(server: &Server) -> Found {
 /// Room on the data folder's disk for this process; `None` when the disk does not say.
 async fn free_bytes(data: &Path) -> Option<u64> {
     let data = data.to_owned();
-    let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&data));
-    let stat = tokio::time::timeout(ASK_MAX, asked).await.ok()?.ok()?.ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    let asked = tokio::task::spawn_blocking(move || files::free_bytes(&data));
+    tokio::time::timeout(ASK_MAX, asked).await.ok()?.ok()?.ok()
 }

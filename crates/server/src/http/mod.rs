@@ -21,7 +21,7 @@ mod events;
 mod evidence;
 pub(crate) mod extract;
 mod halted;
-mod health;
+pub(crate) mod health;
 mod incidents;
 pub(crate) mod kill_switch;
 pub(crate) mod listener;
