@@ -166,10 +166,10 @@ mod tests {
         let (mut cache, _) = open(&dir);
         cache.append(&[order("one"), order("two")]).unwrap();
         let content = fs::read(dir.path().join(FILE)).unwrap();
-        for at in 0..content.len() {
+        for (at, bit) in (0..content.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
             let mut flipped = content.clone();
-            flipped[at] ^= 1;
-            assert!(read(&flipped).damaged > 0, "byte {at} flipped");
+            flipped[at] ^= 1 << bit;
+            assert!(read(&flipped).damaged > 0, "bit {bit} of byte {at} flipped");
         }
         let end_of_first = content.iter().position(|byte| *byte == b'\n').unwrap() + 1;
         for len in (1..content.len()).filter(|len| *len != end_of_first) {

@@ -63,7 +63,8 @@ impl Spool {
     ///
     /// # Errors
     /// When the file cannot be opened or read. A torn or broken line is a warning: the ledger has
-    /// the order, too, and to refuse to start would be to stop nothing.
+    /// the order, too, and to refuse to start would be to stop nothing. So is a disk that does not
+    /// sync: then nothing is kept here, and everybody is told so.
     pub(crate) fn open(
         data: &Path,
         at_moment: Option<AtMoment>,
@@ -72,8 +73,11 @@ impl Spool {
         let opened = OrderSpool::open(&RealFolder::at(data));
         let (spool, recovered) =
             opened.map_err(|source| StartError::File { path: path.clone(), source })?;
+        for warning in &recovered.warnings {
+            tracing::warn!(warning, "the order spool is not as it was written");
+        }
         let (queue, entries) = mpsc::sync_channel(QUEUE_MAX);
-        let failing = Arc::new(AtomicBool::new(false));
+        let failing = Arc::new(AtomicBool::new(recovered.not_durable));
         std::thread::Builder::new()
             .name("order-spool".to_owned())
             .spawn({

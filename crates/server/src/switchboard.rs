@@ -154,9 +154,11 @@ impl Switchboard {
         let (frames, mut frames_in) = mpsc::channel(FRAMES_WAITING_MAX);
         let (news, news_out) = mpsc::channel(NEWS_WAITING_MAX);
         let (orders, _) = broadcast::channel(FOLLOWED_MAX);
+        // A spool that could not be synced says nothing of what the disk has.
+        let level = if spool.is_failing() { Durable::No } else { Durable::Node };
         let durable: HashMap<_, _> = kept
             .iter()
-            .filter_map(|signed| Some((signed.parse().ok()?.id, watch::channel(Durable::Node).1)))
+            .filter_map(|signed| Some((signed.parse().ok()?.id, watch::channel(level).1)))
             .collect();
         let (mut switch, wrong) = Switch::new(config, Box::new(notary.clone()), kept);
         // The spool may be lost, an old copy, or may have been full: only the ledger knows.

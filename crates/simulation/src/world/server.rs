@@ -110,11 +110,13 @@ impl World {
             let has = switch.orders();
             self.oracle.lost(|id| has.order(id).is_none() && !ledger.contains(&id));
         }
-        // The server says of what it has read that it is durable.
+        // The server says of what it has read that it is durable, unless the disk would not sync it.
         let read = switch.orders().iter().filter_map(|signed| signed.parse().ok());
         let read: Vec<OrderId> = read.map(|order| order.id).collect();
         let this = &mut self.servers[server];
-        this.acknowledged.extend(read);
+        if !recovered.not_durable {
+            this.acknowledged.extend(read);
+        }
         this.life = life;
         this.switch = Some(switch);
         this.spool = Some(spool);
