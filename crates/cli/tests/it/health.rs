@@ -1,7 +1,5 @@
 //! Health and readiness tell the truth: stops work, or all of it does.
 
-use std::{path::Path, process::Command};
-
 use serde_json::{Value, json};
 
 use crate::stage::{Server, all_children, wait_for};
@@ -76,64 +74,44 @@ fn an_sql_worker_that_was_killed_is_down_until_it_is_back() {
     ready(&server);
 }
 
-/// A small disk of its own.
-struct Disk(tempfile::TempDir);
-
-impl Disk {
-    fn mount(mib: u32) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "estoppel-test"])
-            .arg(folder.path())
-            .output();
-        if !mounted.is_ok_and(|output| output.status.success()) {
-            assert!(std::env::var_os("ESTOPPEL_REAL").is_none(), "a test disk needs root");
-            eprintln!("skipped: nobody but root mounts a disk");
-            return None;
-        }
-        Some(Self(folder))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
-    }
-}
-
-/// Invariant stop-never-waits: with the disk full, stops work, say that they are not kept, and are
-/// in the ledger once there is room.
+/// Invariants stop-never-waits and acknowledged-is-kept: a spool that the disk does not sync keeps no
+/// server from starting, and no order is said to be kept in it. A device stands for such a disk: it
+/// takes writes, and refuses to sync them.
 #[test]
-fn real_a_full_disk_is_not_ready_and_stops_work() {
-    let Some(disk) = Disk::mount(320) else { return };
-    let server = Server::at(&disk.path().join("data"));
+fn a_spool_that_cannot_be_synced_is_not_ready_and_stops_work() {
+    let server = Server::start();
     ready(&server);
-    assert_eq!(part(&server, "disk").1, "ok");
-    let full = disk.path().join("full");
-    let file = std::fs::File::create(&full).unwrap();
-    let mut writer = std::io::BufWriter::new(file);
-    let chunk = vec![7; 1 << 20];
-    while std::io::Write::write_all(&mut writer, &chunk).is_ok() {}
-    drop(writer);
-    assert_eq!(part(&server, "disk"), (503, "less than 256 MiB are free".to_owned()));
-    let halt = halts(&server, "session:full");
-    assert_eq!(halt["durable"], "no", "{halt}");
-    assert_eq!(part(&server, "order spool").1, "orders are not kept");
+    let data = server.data.clone();
+    let folder = server.crash_with(|| {
+        std::fs::remove_file(data.join("orders.spool")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", data.join("orders.spool")).unwrap();
+        std::fs::remove_dir_all(data.join("ledger")).unwrap();
+        std::fs::write(data.join("ledger"), b"no folder").unwrap();
+    });
+    let server = Server::at(&data);
+    assert_eq!(part(&server, "order spool"), (503, "orders are not kept".to_owned()));
     assert_eq!(health(&server), 200);
-    let (_, state) = server.send(&server.admin, "GET", "/kill-switch?scope=session:full", b"");
-    assert_eq!(state["stop"], true, "{state}");
-    assert_eq!(server.send(&server.admin, "POST", "/v1/events", b"{\"kind\":\"audit\"}").0, 503);
+    for scope in ["session:a", "session:b"] {
+        let halt = halts(&server, scope);
+        assert_eq!(halt["durable"], "no", "{halt}");
+        let path = format!("/kill-switch?scope={scope}");
+        assert_eq!(server.send(&server.admin, "GET", &path, b"").1["stop"], true);
+    }
+    let (_, status) = server.send(&server.admin, "GET", "/v1/status", b"");
+    assert!(status["warnings"].to_string().contains("mend the disk"), "{status}");
+    assert!(server.log().contains("mend the disk"), "{}", server.log());
 
-    std::fs::remove_file(&full).unwrap();
+    // With a good ledger it is the ledger that keeps them, and its word counts.
+    drop(server);
+    std::fs::remove_file(data.join("ledger")).unwrap();
+    let server = Server::at(&data);
+    let halt = halts(&server, "session:c");
     wait_for("the ledger", || {
         let path = format!("/v1/halts/{}", halt["id"].as_str().unwrap());
         let (_, status) = server.send(&server.admin, "GET", &path, b"");
+        assert_ne!(status["durable"], "node", "{status}");
         (status["durable"] == "ledger").then_some(())
     });
-    halts(&server, "session:room");
-    ready(&server);
+    assert_eq!(part(&server, "order spool").1, "orders are not kept");
+    drop(folder);
 }

@@ -15,6 +15,7 @@ mod demo;
 mod drain;
 mod drills;
 mod events;
+mod full_disk;
 mod gateway;
 mod guards;
 mod halt_page;
