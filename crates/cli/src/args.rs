@@ -249,7 +249,7 @@ pub(crate) struct DemoArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct BenchArgs {
-    /// What to measure: check, halt, scale, detect, ingest, leak (default: all)
+    /// What to measure: check, halt, scale, detect, ingest, start, leak (default: all)
     pub what: Vec<String>,
     /// Guards that connect for `halt`
     #[arg(long, default_value_t = 1_000)]
@@ -257,4 +257,7 @@ pub(crate) struct BenchArgs {
     /// Enforcers that connect for `scale`, and subscribers of Redis beside them
     #[arg(long, default_value_t = 10_000)]
     pub subscribers: usize,
+    /// Records of the ledger for `start`
+    #[arg(long, default_value_t = 200_000)]
+    pub records: u64,
 }

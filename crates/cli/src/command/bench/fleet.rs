@@ -26,14 +26,14 @@ const BATCHES: usize = 60;
 const BATCH: usize = 1_000;
 
 /// A server on a folder of its own, and a client with the admin's token.
-struct Stage {
+pub(super) struct Stage {
     running: Running,
-    client: Client,
+    pub(super) client: Client,
     folder: PathBuf,
 }
 
 impl Stage {
-    async fn open(name: &str) -> Result<Self> {
+    pub(super) async fn open(name: &str) -> Result<Self> {
         let folder =
             std::env::temp_dir().join(format!("estoppel-bench-{}-{name}", std::process::id()));
         let worker = WorkerCommand {
@@ -54,8 +54,13 @@ impl Stage {
     }
 
     async fn close(self) -> Result<()> {
+        Ok(std::fs::remove_dir_all(self.end().await)?)
+    }
+
+    /// Ends the server in order; its data folder.
+    pub(super) async fn end(self) -> PathBuf {
         self.running.stop().await;
-        Ok(std::fs::remove_dir_all(self.folder)?)
+        self.folder
     }
 
     async fn token(&self, role: Role) -> Result<String> {
@@ -65,7 +70,7 @@ impl Stage {
     }
 
     /// Connects a guard that settles at once; when it is told something comes out.
-    async fn guard(
+    pub(super) async fn guard(
         &self,
         tasks: &TaskTracker,
         stop: &CancellationToken,

@@ -6,6 +6,7 @@ mod fleet;
 mod guards;
 mod scale;
 mod served;
+mod start;
 mod swarm;
 
 use std::{
@@ -21,7 +22,7 @@ use crate::{
     output::Output,
 };
 
-const ALL: [&str; 6] = ["check", "halt", "scale", "detect", "ingest", "leak"];
+const ALL: [&str; 7] = ["check", "halt", "scale", "detect", "ingest", "start", "leak"];
 
 pub(super) use guards::main as guards;
 pub(super) use swarm::main as swarm;
@@ -44,6 +45,7 @@ pub(crate) fn bench(args: &BenchArgs, output: &Output) -> Result {
             "scale" => runtime.block_on(scale::scale(args.subscribers))?,
             "detect" => runtime.block_on(fleet::detect())?,
             "ingest" => runtime.block_on(fleet::ingest())?,
+            "start" => runtime.block_on(start::run(args.records))?,
             _ => leak()?,
         };
         results.insert(what.to_owned(), result);

@@ -33,6 +33,16 @@ impl Drop for Process {
 }
 
 impl Process {
+    /// Asks it to end, and waits until it has.
+    pub(super) fn end_in_order(&mut self) -> Result<()> {
+        let pid = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = pid.ok_or_else(|| failed(anyhow::anyhow!("a process without an id")))?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .map_err(std::io::Error::from)?;
+        let ended = self.0.wait()?;
+        if ended.success() { Ok(()) } else { Err(failed(anyhow::anyhow!("it ended by {ended}"))) }
+    }
+
     /// Memory in use that is the process's own, in bytes (`RssAnon`): without pages of the binary.
     pub(super) fn memory_bytes(&self) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
@@ -114,7 +124,8 @@ impl Served {
     }
 }
 
-fn start(folder: &std::path::Path, address: SocketAddr) -> Result<Process> {
+/// Starts `estoppel serve` on a folder.
+pub(super) fn start(folder: &std::path::Path, address: SocketAddr) -> Result<Process> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"))?;
     let child = Command::new(std::env::current_exe()?)
         .args(["serve", "--no-gateway", "--listen", &address.to_string(), "--data"])
