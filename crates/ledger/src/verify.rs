@@ -214,7 +214,10 @@ fn check_file(store: &Store, findings: &mut Findings) -> Result<(), LedgerError>
     let mut found = read_schema(store.connection())
         .map_err(LedgerError::database("read the ledger's tables"))?;
     for (name, sql) in store::SCHEMA {
-        if found.remove(name).flatten().as_deref() != Some(sql) {
+        let of =
+            if sql.starts_with("CREATE TABLE") { ("table", name) } else { ("index", "record") };
+        let expected = (of.0.to_owned(), of.1.to_owned(), Some(sql.to_owned()));
+        if found.remove(name) != Some(expected) {
             findings.add(Damage::Schema { name: name.to_owned() });
         }
     }
@@ -232,10 +235,13 @@ fn check_file(store: &Store, findings: &mut Findings) -> Result<(), LedgerError>
     Ok(())
 }
 
-fn read_schema(connection: &Connection) -> rusqlite::Result<BTreeMap<String, Option<String>>> {
+/// By name: what it is, of which table, and its SQL.
+type Schema = BTreeMap<String, (String, String, Option<String>)>;
+
+fn read_schema(connection: &Connection) -> rusqlite::Result<Schema> {
     connection
-        .prepare("SELECT name, sql FROM sqlite_schema")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .prepare("SELECT name, type, tbl_name, sql FROM sqlite_schema")?
+        .query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?, row.get(3)?))))?
         .collect()
 }
 

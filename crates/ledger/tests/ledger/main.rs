@@ -6,5 +6,6 @@ mod appending;
 mod crash;
 mod damage;
 mod faults;
+mod flips;
 mod proofs;
 mod support;
