@@ -4,36 +4,35 @@
 //! Which incident a halt belongs to is chosen in memory, so that the order can name it before any
 //! disk has answered. Everything here happens behind the halt and may fail without touching it.
 
+mod bodies;
+mod paging;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use estoppel_connect::{Page as Message, PageAction, PageError, Pager};
+use estoppel_connect::Pager;
 use estoppel_incident::{
-    IncidentView, keys,
-    record::{
-        Confirmed, ConfirmedStage, Contained, Halted, Joined, Opened, PageResult, Paged, Released,
-        Silent, SilentEnforcer, Source,
-    },
+    keys,
+    record::{Contained, Joined, Opened, Released, Silent, SilentEnforcer},
 };
-use estoppel_killswitch::{frame::Stage, is_drill, server::HaltCount};
+use estoppel_killswitch::{is_drill, server::HaltCount};
 use estoppel_model::{
-    Actor, Clock, IncidentId, IncidentNumber, NewRecord, Order, OrderBody, OrderId, Scope,
-    ScopeSet, Severity, Subject, Untrusted,
+    Actor, Clock, IncidentId, NewRecord, Order, OrderBody, OrderId, Scope, ScopeSet, Subject,
+    Untrusted,
 };
-use estoppel_playbook::journal::StepOutcome;
 use tokio_util::task::TaskTracker;
 
 use crate::{
     journal::{Journal, JournalError},
-    metrics::{Metrics, PageOutcome},
+    metrics::Metrics,
     switchboard::{Given, Switchboard, Word},
 };
+use bodies::{confirmed, halted, opened_by};
+pub(crate) use paging::Page;
 
-/// How long a page waits for the ledger to give the incident its number.
-const NUMBER_WAIT: Duration = Duration::from_millis(300);
 /// Most enforcers that are recorded as silent.
 const SILENT_MAX: usize = 1_000;
 /// Incidents that were opened in memory and are not in the ledger yet.
@@ -46,43 +45,6 @@ pub(crate) struct Chosen {
     pub id: IncidentId,
     /// Nobody has opened it yet.
     pub new: bool,
-}
-
-/// What people are told.
-#[derive(Debug, Clone)]
-pub(crate) struct Page {
-    pub incident: IncidentId,
-    pub number: Option<IncidentNumber>,
-    pub severity: Severity,
-    pub summary: Untrusted<String>,
-    /// Whom it concerns.
-    pub subject: String,
-}
-
-impl Page {
-    /// A page about an incident that the ledger has.
-    pub(crate) fn of(view: &IncidentView) -> Self {
-        let opened = &view.opened.body;
-        Self {
-            incident: opened.id,
-            number: Some(view.number),
-            severity: opened.severity,
-            summary: opened.title.clone(),
-            subject: concerns(opened),
-        }
-    }
-
-    /// A page about an incident that is on its way to the ledger.
-    pub(crate) fn ahead(opened: &Opened, asks: bool) -> Self {
-        let question = if asks { "Decide whether to halt: " } else { "" };
-        Self {
-            incident: opened.id,
-            number: None,
-            severity: opened.severity,
-            summary: Untrusted::new(format!("{question}{}", opened.title.raw())),
-            subject: concerns(opened),
-        }
-    }
 }
 
 /// Cheap to clone.
@@ -135,11 +97,6 @@ impl Incidents {
             opening,
             followed,
         }))
-    }
-
-    /// Where pages go, without secrets.
-    pub(crate) fn paging(&self) -> String {
-        self.0.pager.as_ref().map_or_else(|| "none".to_owned(), |pager| pager.channel().to_string())
     }
 
     /// Chooses the incident of a halt or a detection: the one that was asked for, else the open one
@@ -421,163 +378,5 @@ impl Incidents {
             .collect();
         let silent = Silent { incident, order, enforcers };
         self.write(silent.record(self.0.clock.now())).await;
-    }
-
-    /// Pages in the background.
-    pub(crate) fn page(&self, page: Page) {
-        let this = self.clone();
-        self.0.tasks.spawn(async move { this.deliver_soon(page).await });
-    }
-
-    /// Pages with the incident's number if the ledger gives one soon, and without if not.
-    async fn deliver_soon(&self, mut page: Page) {
-        let mut changes = self.0.journal.changes();
-        let number =
-            || self.0.journal.read(|state| Some(state.incidents.incident(page.incident)?.number));
-        let wait = async {
-            loop {
-                if let Some(number) = number() {
-                    return Some(number);
-                }
-                if changes.changed().await.is_err() {
-                    return None;
-                }
-            }
-        };
-        let found = tokio::time::timeout(NUMBER_WAIT, wait).await.unwrap_or_default();
-        page.number = page.number.or(found);
-        // The failure is recorded with the incident and logged there.
-        let _ = self.deliver(page).await;
-    }
-
-    /// Pages, and records what became of it. The deduplication key is the incident's, so that a
-    /// repetition is known as one.
-    pub(crate) async fn deliver(&self, page: Page) -> Result<String, (StepOutcome, String)> {
-        let Some(pager) = &self.0.pager else {
-            return Err((
-                StepOutcome::Failed,
-                "no channel is configured (`[paging]` in estoppel.toml)".to_owned(),
-            ));
-        };
-        let dedup_key = format!("estoppel/{}", page.incident);
-        let checkpoint = self.0.journal.ledger().ok().map(|ledger| ledger.checkpoint().to_string());
-        let name =
-            page.number.map_or_else(|| page.incident.to_string(), |number| number.to_string());
-        let message = Message {
-            incident: page.incident,
-            number: page.number,
-            severity: page.severity,
-            summary: page.summary,
-            url: format!("{}/v1/incidents/{name}", self.0.url).parse().ok(),
-            dedup_key: dedup_key.clone(),
-            checkpoint,
-            at: self.0.clock.now(),
-            subject: page.subject,
-            action: PageAction::Trigger,
-        };
-        let (attempts, result, answer) = match pager.page(&message).await {
-            Ok(receipt) => {
-                let said = format!("{} after {} attempts", receipt.status, receipt.attempts);
-                let taken = Untrusted::new(format!("{} {}", receipt.status, receipt.answer.raw()));
-                (receipt.attempts, PageResult::Accepted { receipt: taken }, Ok(said))
-            }
-            Err(error) => {
-                tracing::error!(incident = %page.incident, %error, "a page was not delivered");
-                let reason = Untrusted::new(error.to_string());
-                let result = match error {
-                    PageError::Indeterminate { .. } => PageResult::Indeterminate { reason },
-                    PageError::Refused { .. } | PageError::Failed { .. } => {
-                        PageResult::Failed { reason }
-                    }
-                };
-                (error.attempts(), result, Err((error.outcome(), error.to_string())))
-            }
-        };
-        self.0.metrics.paged(match &result {
-            PageResult::Accepted { .. } => PageOutcome::Sent,
-            PageResult::Indeterminate { .. } => PageOutcome::Unknown,
-            PageResult::Failed { .. } => PageOutcome::Failed,
-        });
-        let channel = pager.channel().to_string();
-        let paged = Paged { incident: page.incident, channel, dedup_key, attempts, result };
-        self.opened(page.incident).await;
-        match paged.record(self.0.clock.now()) {
-            Ok(record) => {
-                if let Err(error) = self.keep(record).await {
-                    tracing::error!(%error, "a page could not be written");
-                }
-            }
-            Err(error) => tracing::error!(%error, "a page cannot be written"),
-        }
-        answer
-    }
-}
-
-fn halted(order: &Order, incident: IncidentId, expected: usize) -> Halted {
-    let what = match &order.body {
-        OrderBody::Block { destination } => format!("block {destination}"),
-        OrderBody::Halt { .. } => "halt".to_owned(),
-        _ => "order".to_owned(),
-    };
-    Halted {
-        incident,
-        order: order.id,
-        what,
-        scope: order.scope.clone(),
-        reason: Untrusted::new(order.reason.clone()),
-        by: order.issued_by.clone(),
-        accepted_at: order.issued_at,
-        enforcers: expected as u64,
-    }
-}
-
-/// The incident that a person's halt opens.
-fn opened_by(order: &Order, id: IncidentId) -> Opened {
-    Opened {
-        id,
-        title: Untrusted::new(format!("Halt of {}: {}", order.scope, order.reason)),
-        kind: estoppel_incident::record::IncidentKind::Other,
-        severity: Severity::High,
-        source: Source::Halt,
-        scope: Some(order.scope.clone()),
-        subject: Subject::default(),
-        by: order.issued_by.clone(),
-        description: None,
-    }
-}
-
-fn confirmed(incident: IncidentId, word: Word) -> Confirmed {
-    let Word { enforcer, kind, name, confirmation, .. } = word;
-    let settlement = confirmation.settlement;
-    let untrusted = |text: Vec<String>| text.into_iter().map(Untrusted::new).collect();
-    Confirmed {
-        incident,
-        order: confirmation.order,
-        enforcer,
-        kind: format!("{kind:?}").to_lowercase(),
-        name: Untrusted::new(name),
-        stage: match confirmation.stage {
-            Stage::Unsupported => ConfirmedStage::Unsupported,
-            Stage::Refusing => ConfirmedStage::Refusing,
-            Stage::Settled => ConfirmedStage::Settled,
-        },
-        confirmed_at: confirmation.at,
-        after_us: confirmation.after_us,
-        steps_cancelled: settlement.steps_cancelled,
-        connections_cut: settlement.connections_cut,
-        processes_frozen: settlement.processes_frozen,
-        bytes_out: settlement.bytes_out,
-        last_byte_at: settlement.last_byte_at,
-        not_interruptible: untrusted(settlement.not_interruptible),
-        containment: settlement.containment.map(Untrusted::new),
-        observed_only: settlement.observed_only,
-    }
-}
-
-/// Whom an incident concerns, in words.
-fn concerns(opened: &Opened) -> String {
-    match &opened.scope {
-        Some(scope) => scope.to_string(),
-        None => opened.subject.to_string(),
     }
 }

@@ -1,0 +1,150 @@
+//! People are told of an incident, and what became of that is a record of it (row K2).
+
+use std::time::Duration;
+
+use estoppel_connect::{Page as Message, PageAction, PageError};
+use estoppel_incident::{
+    IncidentView,
+    record::{Opened, PageResult, Paged},
+};
+use estoppel_model::{IncidentId, IncidentNumber, Severity, Untrusted};
+use estoppel_playbook::journal::StepOutcome;
+
+use super::{Incidents, bodies::concerns};
+use crate::metrics::PageOutcome;
+
+/// How long a page waits for the ledger to give the incident its number.
+const NUMBER_WAIT: Duration = Duration::from_millis(300);
+
+/// What people are told.
+#[derive(Debug, Clone)]
+pub(crate) struct Page {
+    pub incident: IncidentId,
+    pub number: Option<IncidentNumber>,
+    pub severity: Severity,
+    pub summary: Untrusted<String>,
+    /// Whom it concerns.
+    pub subject: String,
+}
+
+impl Page {
+    /// A page about an incident that the ledger has.
+    pub(crate) fn of(view: &IncidentView) -> Self {
+        let opened = &view.opened.body;
+        Self {
+            incident: opened.id,
+            number: Some(view.number),
+            severity: opened.severity,
+            summary: opened.title.clone(),
+            subject: concerns(opened),
+        }
+    }
+
+    /// A page about an incident that is on its way to the ledger.
+    pub(crate) fn ahead(opened: &Opened, asks: bool) -> Self {
+        let question = if asks { "Decide whether to halt: " } else { "" };
+        Self {
+            incident: opened.id,
+            number: None,
+            severity: opened.severity,
+            summary: Untrusted::new(format!("{question}{}", opened.title.raw())),
+            subject: concerns(opened),
+        }
+    }
+}
+
+impl Incidents {
+    /// Where pages go, without secrets.
+    pub(crate) fn paging(&self) -> String {
+        self.0.pager.as_ref().map_or_else(|| "none".to_owned(), |pager| pager.channel().to_string())
+    }
+
+    /// Pages in the background.
+    pub(crate) fn page(&self, page: Page) {
+        let this = self.clone();
+        self.0.tasks.spawn(async move { this.deliver_soon(page).await });
+    }
+
+    /// Pages with the incident's number if the ledger gives one soon, and without if not.
+    pub(super) async fn deliver_soon(&self, mut page: Page) {
+        let mut changes = self.0.journal.changes();
+        let number =
+            || self.0.journal.read(|state| Some(state.incidents.incident(page.incident)?.number));
+        let wait = async {
+            loop {
+                if let Some(number) = number() {
+                    return Some(number);
+                }
+                if changes.changed().await.is_err() {
+                    return None;
+                }
+            }
+        };
+        let found = tokio::time::timeout(NUMBER_WAIT, wait).await.unwrap_or_default();
+        page.number = page.number.or(found);
+        // The failure is recorded with the incident and logged there.
+        let _ = self.deliver(page).await;
+    }
+
+    /// Pages, and records what became of it. The deduplication key is the incident's, so that a
+    /// repetition is known as one.
+    pub(crate) async fn deliver(&self, page: Page) -> Result<String, (StepOutcome, String)> {
+        let Some(pager) = &self.0.pager else {
+            return Err((
+                StepOutcome::Failed,
+                "no channel is configured (`[paging]` in estoppel.toml)".to_owned(),
+            ));
+        };
+        let dedup_key = format!("estoppel/{}", page.incident);
+        let checkpoint = self.0.journal.ledger().ok().map(|ledger| ledger.checkpoint().to_string());
+        let name =
+            page.number.map_or_else(|| page.incident.to_string(), |number| number.to_string());
+        let message = Message {
+            incident: page.incident,
+            number: page.number,
+            severity: page.severity,
+            summary: page.summary,
+            url: format!("{}/v1/incidents/{name}", self.0.url).parse().ok(),
+            dedup_key: dedup_key.clone(),
+            checkpoint,
+            at: self.0.clock.now(),
+            subject: page.subject,
+            action: PageAction::Trigger,
+        };
+        let (attempts, result, answer) = match pager.page(&message).await {
+            Ok(receipt) => {
+                let said = format!("{} after {} attempts", receipt.status, receipt.attempts);
+                let taken = Untrusted::new(format!("{} {}", receipt.status, receipt.answer.raw()));
+                (receipt.attempts, PageResult::Accepted { receipt: taken }, Ok(said))
+            }
+            Err(error) => {
+                tracing::error!(incident = %page.incident, %error, "a page was not delivered");
+                let reason = Untrusted::new(error.to_string());
+                let result = match error {
+                    PageError::Indeterminate { .. } => PageResult::Indeterminate { reason },
+                    PageError::Refused { .. } | PageError::Failed { .. } => {
+                        PageResult::Failed { reason }
+                    }
+                };
+                (error.attempts(), result, Err((error.outcome(), error.to_string())))
+            }
+        };
+        self.0.metrics.paged(match &result {
+            PageResult::Accepted { .. } => PageOutcome::Sent,
+            PageResult::Indeterminate { .. } => PageOutcome::Unknown,
+            PageResult::Failed { .. } => PageOutcome::Failed,
+        });
+        let channel = pager.channel().to_string();
+        let paged = Paged { incident: page.incident, channel, dedup_key, attempts, result };
+        self.opened(page.incident).await;
+        match paged.record(self.0.clock.now()) {
+            Ok(record) => {
+                if let Err(error) = self.keep(record).await {
+                    tracing::error!(%error, "a page could not be written");
+                }
+            }
+            Err(error) => tracing::error!(%error, "a page cannot be written"),
+        }
+        answer
+    }
+}
