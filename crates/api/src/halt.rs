@@ -173,8 +173,11 @@ pub enum HaltState {
     Sent,
     /// All refuse new work, or their lease is over.
     Refusing,
-    /// All have settled work in flight, or their lease is over.
+    /// All have settled work in flight, or did not answer and their lease is over.
     Settled,
+    /// Nobody is waited for any more: all refuse, but some were gone before they settled, and what
+    /// became of their work in flight is not known.
+    Unsettled,
     /// A release has ended it.
     Released,
 }
@@ -195,6 +198,15 @@ pub struct HaltStatus {
     pub settled: usize,
     /// Of those, how many did not confirm and whose lease is over.
     pub by_lease: usize,
+    /// Of those, how many refused and were gone before they settled: their process ended or was cut
+    /// off, and their lease is over.
+    #[serde(default)]
+    pub gone: usize,
+    /// Until then enforcers that do not know of the halt may act: a server before this one gave them
+    /// leases, and this one does not know them yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub unknown_until: Option<Timestamp>,
     /// How safely it is kept.
     pub durable: Durable,
     /// Each enforcer's word.
@@ -217,7 +229,8 @@ pub struct EnforcerProgress {
     #[schema(value_type = Option<String>)]
     pub refusing_at: Option<Timestamp>,
     /// Microseconds from the halt's acceptance to the arrival here of the confirmation that it
-    /// refuses, by the server's clock.
+    /// refuses, by the server's clock; left out once the server that took the halt has ended, for
+    /// what is left then are two machines' clocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusing_after_us: Option<u64>,
     /// When it had settled, by its own clock.
@@ -237,6 +250,9 @@ pub struct EnforcerProgress {
     /// Its lease is over and it has not confirmed: it refuses by itself since then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_lease: bool,
+    /// It refused, and its lease was over before it settled.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
     /// When its lease is over at the latest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]

@@ -57,6 +57,10 @@ pub struct Status {
     pub on_call: Vec<String>,
     /// Enforcers, connected now or with a lease that is not over.
     pub enforcers: Vec<EnforcerStatus>,
+    /// Until then there may be more: enforcers to which a server before this one gave leases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub enforcers_unknown_until: Option<Timestamp>,
     /// Incidents that are not closed.
     pub incidents_open: usize,
     /// The ledger: `ok`, or what is wrong with it.

@@ -32,6 +32,8 @@ pub(crate) enum Exit {
     NotInterruptible = 11,
     /// A second person must approve what was asked for.
     Pending = 12,
+    /// The halt is carried out; some enforcers refused and were gone before they settled.
+    Unsettled = 13,
     /// The wait was broken off by Ctrl-C; what was waited for goes on.
     Interrupted = 130,
 }

@@ -315,18 +315,27 @@ pub struct Contained {
     pub settled: u64,
     /// Those that fell silent, and whose lease has run out.
     pub by_lease: u64,
+    /// Those that refused, and whose lease has run out before they settled.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gone: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Contained {
     /// Whether nothing that the order reaches can go on: each enforcer settled or lost its lease,
     /// and there was one.
     pub const fn is_complete(&self) -> bool {
-        self.enforcers > 0 && self.settled.saturating_add(self.by_lease) >= self.enforcers
+        let over = self.settled.saturating_add(self.by_lease).saturating_add(self.gone);
+        self.enforcers > 0 && over >= self.enforcers
     }
 }
 
-/// Enforcers fell silent after an order was accepted: they refuse by themselves since their leases
-/// are over.
+/// Enforcers fell silent after an order was accepted, at once or after they had refused: they refuse
+/// by themselves since their leases are over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Silent {
     /// The incident.

@@ -193,8 +193,12 @@ fn containment(incident: &IncidentView, order: OrderId, enforcers: u64) -> Strin
                 Some(_) => "Carried out",
                 None => "**Not carried out everywhere**",
             };
+            let gone = match body.gone {
+                0 => String::new(),
+                gone => format!(", {gone} refused and were gone before they settled"),
+            };
             format!(
-                "{word}: {} of {} enforcers settled, {} by lease ({}).\n\n",
+                "{word}: {} of {} enforcers settled, {} by lease{gone} ({}).\n\n",
                 body.settled,
                 body.enforcers,
                 body.by_lease,

@@ -73,7 +73,9 @@ impl Invariant {
                 "An order ends by a release that names it, and by nothing else."
             }
             Self::Lease => "An agent acts at most one lease after a halt is in the ledger.",
-            Self::Confirmed => "Who is counted as refusing refuses.",
+            Self::Confirmed => {
+                "Who is counted as refusing refuses, and nobody acts who is not counted."
+            }
             Self::AcknowledgedIsKept => {
                 "What was acknowledged as durable is there after any crash."
             }
@@ -154,6 +156,15 @@ pub enum Observation {
         settled: usize,
         /// How many refuse because their lease is over.
         by_lease: usize,
+        /// How many of those that refuse were gone before they settled.
+        gone: usize,
+    },
+    /// It was told that all whom an order concerns refuse.
+    AllRefuse {
+        /// The order.
+        order: OrderId,
+        /// How many enforcers let what it reaches act all the same.
+        acting: usize,
     },
     /// What had been acknowledged as durable was looked for.
     Sought {
@@ -199,7 +210,9 @@ impl Observation {
             Self::Taken { .. } => Invariant::StopNeverWaits,
             Self::Ended { .. } | Self::InForce { .. } => Invariant::StartingAlwaysDoes,
             Self::LeaseMoved { .. } | Self::Acts { .. } => Invariant::Lease,
-            Self::Said { .. } | Self::Counted { .. } => Invariant::Confirmed,
+            Self::Said { .. } | Self::Counted { .. } | Self::AllRefuse { .. } => {
+                Invariant::Confirmed
+            }
             Self::Sought { .. } => Invariant::AcknowledgedIsKept,
         }
     }
@@ -213,6 +226,7 @@ impl Observation {
             Self::Taken { waited_for: None, .. }
             | Self::Ended { named: true, .. }
             | Self::Said { refuses: true, .. }
+            | Self::AllRefuse { acting: 0, .. }
             | Self::Sought { missing: 0, .. } => return Ok(()),
             Self::Taken { order, waited_for: Some(what) } => {
                 format!("order {order} was not in force before {what}")
@@ -247,13 +261,18 @@ impl Observation {
             Self::Said { order, .. } => {
                 format!("an enforcer said that it refuses what {order} reaches, and does not")
             }
-            Self::Counted { expected, refusing, settled, by_lease } => {
-                if settled <= refusing && refusing + by_lease <= expected {
+            Self::Counted { expected, refusing, settled, by_lease, gone } => {
+                if settled + gone <= refusing && refusing + by_lease <= expected {
                     return Ok(());
                 }
                 format!(
-                    "of {expected} enforcers {refusing} refuse, {settled} of them settled, and \
-                     {by_lease} are without a lease"
+                    "of {expected} enforcers {refusing} refuse, {settled} of them settled and \
+                     {gone} gone, and {by_lease} are without a lease"
+                )
+            }
+            Self::AllRefuse { order, acting } => {
+                format!(
+                    "{acting} enforcers may act, and all were said to refuse what {order} reaches"
                 )
             }
             Self::Sought { acknowledged, missing } => {

@@ -13,6 +13,7 @@
 //! the other enforcers obey them: never a release. So a hostile enforcer can stop what it may stop
 //! anyway, and start nothing.
 
+mod board;
 mod greeting;
 mod hand_back;
 mod io;
@@ -27,9 +28,10 @@ use std::{
 
 use estoppel_model::{
     Actor, Boottime, EnforcerId, Order, OrderBody, OrderId, ScopeSet, SignedOrder, Subject,
+    Timestamp,
 };
 
-use self::progress::Board;
+use self::board::Board;
 pub use self::{
     hand_back::{HANDED_BACK_MAX, LOCAL_ACTOR_PREFIX},
     io::{ConnectionId, Effect, Identity, Input, SubmitError, Submitted},
@@ -246,6 +248,19 @@ impl Switch {
         self.staleness = staleness;
     }
 
+    /// A server before this one may have given leases that hold until `until` at the latest, to
+    /// enforcers that this one does not know. Until then no order counts as confirmed by all, and
+    /// whoever says hello is taken to hold such a lease.
+    pub fn expect_unknown(&mut self, until: Boottime) {
+        self.board.expect_unknown(until);
+    }
+
+    /// Until when enforcers may act that this server does not know, by its wall clock; `None` once
+    /// all are known.
+    pub fn unknown_until(&self, now: Now) -> Option<Timestamp> {
+        self.board.unknown_until(now.boot).map(|until| board::wall(until, now))
+    }
+
     /// From now on no ping is answered: this node may lack orders that the ledger has, and whoever
     /// gets a lease may act upon their absence. Orders are taken and broadcast all the same.
     pub const fn hold_leases(&mut self) {
@@ -384,7 +399,7 @@ impl Switch {
         let (phase, enforcer) = (&connection.phase, connection.enforcer());
         match (frame, phase) {
             (ToServer::Unknown, _) => {}
-            (ToServer::Hello(hello), Phase::Connected) => self.hello(id, *hello, effects),
+            (ToServer::Hello(hello), Phase::Connected) => self.hello(id, *hello, now, effects),
             (ToServer::Have { buckets, more }, Phase::Syncing(_)) => {
                 self.reconcile(id, &buckets, effects);
                 if !more {
@@ -429,6 +444,9 @@ impl Switch {
         let staleness_ms = u64::try_from(staleness_ms).unwrap_or(u64::MAX);
         if let Some(state) = self.enforcers.get_mut(&enforcer) {
             let until = now.boot + self.config.lease.saturating_sub(self.staleness);
+            if state.lease_until.is_none() {
+                self.board.lease_again(enforcer);
+            }
             state.lease_until = state.lease_until.max(Some(until));
         }
         let frame = ToEnforcer::Pong { nonce, staleness_ms };
@@ -455,13 +473,19 @@ impl Switch {
         let Self { enforcers, board, .. } = self;
         enforcers.retain(|id, state| {
             let over = state.lease_until.is_some_and(|until| until <= now.boot);
-            if over {
-                board.lease_over(state);
+            let left = state.connection.is_none() && state.lease_until.is_none();
+            if over || left {
+                let changed = board.lease_over(state);
                 state.lease_until = None;
-                effects.push(Effect::LeaseOver { enforcer: *id });
+                if over || changed {
+                    effects.push(Effect::LeaseOver { enforcer: *id });
+                }
             }
             state.connection.is_some() || state.lease_until.is_some()
         });
+        if board.all_known(now.boot) {
+            effects.push(Effect::AllKnown);
+        }
     }
 }
 

@@ -185,7 +185,7 @@ async fn answers(server: &Server, order: OrderId) -> Result<Option<HaltProgress>
     loop {
         let last = tokio::time::Instant::now() >= until;
         let count = server.switchboard().count(order).await?;
-        let complete = count.is_none_or(|it| it.settled + it.by_lease >= it.expected);
+        let complete = count.is_none_or(|it| it.settled + it.by_lease + it.gone >= it.expected);
         // The words of thousands are read seldom: the thread that gives them has halts to give.
         if last || complete || pause == LOOK.1 {
             let progress =
@@ -264,6 +264,7 @@ fn fault(word: &EnforcerProgress) -> Option<&'static str> {
     let settlement = &word.settlement;
     match (word.settled, settlement.canary_refused) {
         (None, _) if word.refusing.is_none() => Some("did not answer"),
+        (None, _) if word.gone => Some("refuses the canary, and was gone before it settled"),
         (None, _) => Some("refuses the canary, but has not settled"),
         (Some(_), _) if settlement.observed_only => Some("observes only and would stop nobody"),
         (Some(_), Some(true)) => None,

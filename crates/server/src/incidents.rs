@@ -18,7 +18,11 @@ use estoppel_incident::{
     keys,
     record::{Contained, Joined, Opened, Released, Silent, SilentEnforcer},
 };
-use estoppel_killswitch::{is_drill, server::HaltCount};
+use estoppel_killswitch::{
+    frame::Stage,
+    is_drill,
+    server::{EnforcerProgress, HaltCount},
+};
 use estoppel_model::{
     Actor, Clock, IncidentId, NewRecord, Order, OrderBody, OrderId, Scope, ScopeSet, Subject,
     Untrusted,
@@ -344,8 +348,9 @@ impl Incidents {
             enforcers: count.expected as u64,
             settled: count.settled as u64,
             by_lease: count.by_lease as u64,
+            gone: count.gone as u64,
         };
-        if count.by_lease > 0 {
+        if count.by_lease + count.gone > 0 {
             self.silent(order, incident).await;
         }
         self.write(contained.record(self.0.clock.now())).await;
@@ -363,10 +368,11 @@ impl Incidents {
         }
     }
 
-    /// Records who did not answer, and when their leases were over.
+    /// Records who did not answer, or was gone before it settled, and when their leases were over.
     async fn silent(&self, order: OrderId, incident: IncidentId) {
         let Ok(Some((progress, _))) = self.0.switchboard.progress(order).await else { return };
-        let silent = progress.enforcers.iter().filter(|word| word.expected && word.by_lease);
+        let is_silent = |word: &&EnforcerProgress| word.expected && (word.by_lease || word.gone);
+        let silent = progress.enforcers.iter().filter(is_silent);
         let enforcers = silent
             .take(SILENT_MAX)
             .map(|word| SilentEnforcer {

@@ -46,6 +46,11 @@ impl NodeKey {
         Ok(Self { signing, public })
     }
 
+    /// Whether the data folder has a key: a server was started on it before.
+    pub(crate) fn is_there(data: &Path) -> bool {
+        data.join(FILE).exists()
+    }
+
     /// Reads the key of a folder that must have one.
     ///
     /// # Errors

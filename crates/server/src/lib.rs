@@ -20,6 +20,7 @@ mod http;
 mod incidents;
 mod journal;
 mod key;
+mod longest_lease;
 mod metrics;
 mod mirror;
 mod moment;
@@ -78,13 +79,14 @@ use http::{
 };
 use incidents::Incidents;
 use journal::{Journal, JournalError};
+use longest_lease::LongestLease;
 use metrics::Metrics;
 use mirror::MirrorState;
 use pages::{Views, Wrong, sessions::Sessions};
 use responder::Responder;
 use roster::Roster;
 use spool::Spool;
-use switchboard::Switchboard;
+use switchboard::{Before, Switchboard};
 use token::Tokens;
 use vault::Vault;
 
@@ -330,9 +332,13 @@ impl Server {
         let clock = Arc::clone(&config.clock);
         let now = clock.now();
         let lock = lock_folder(&config.data)?;
+        let served_before = NodeKey::is_there(&config.data);
         let key = NodeKey::open(&config.data)?;
         let tokens = Tokens::open(&config.data, now)?;
-        let (spool, recovered) = Spool::open(&config.data, config.at_moment.clone())?;
+        let (spool, mut recovered) = Spool::open(&config.data, config.at_moment.clone())?;
+        let (longest_lease, lease_before, warning) =
+            LongestLease::open(&config.data, served_before, config.lease);
+        recovered.warnings.extend(warning);
         let draining = CancellationToken::new();
         let metrics = Arc::new(Metrics::new());
         // The switchboard outlives the drain: what ends says so on its way out.
@@ -341,7 +347,7 @@ impl Server {
             order::Notary(key.clone()),
             Arc::clone(&clock),
             spool.clone(),
-            recovered.orders.clone(),
+            Before { orders: recovered.orders.clone(), lease: lease_before },
             Arc::clone(&metrics),
             CancellationToken::new(),
         )?;
@@ -430,6 +436,10 @@ impl Server {
             address
         });
         server.0.tasks.spawn(feed::take(server.clone(), news));
+        if let Some(lease) = lease_before {
+            let draining = server.0.draining.clone();
+            server.0.tasks.spawn(longest_lease.outlive(lease, draining));
+        }
         if let Some(redis) = server.0.config.redis.clone() {
             let orders = server.0.switchboard.follow();
             // Started once, here.

@@ -52,7 +52,7 @@ pub(crate) enum News {
     Accepted(Accepted),
     /// An enforcer's word on an order.
     Confirmed(Box<Word>),
-    /// Leases ended: what waited for those enforcers may be complete.
+    /// Leases ended, perhaps of a server before this one: what waited for them may be complete.
     LeasesOver,
     /// An enforcer said hello, with the last checkpoint that it saw.
     Joined { enforcer: EnforcerId, checkpoint: String },
@@ -96,6 +96,15 @@ pub(crate) struct Given {
     pub durable: watch::Receiver<Durable>,
 }
 
+/// What is left of the servers before this one.
+#[derive(Debug)]
+pub(crate) struct Before {
+    /// The orders of the spool.
+    pub orders: Vec<SignedOrder>,
+    /// The longest lease that they may have given; `None` where there were none.
+    pub lease: Option<Duration>,
+}
+
 /// The switchboard's thread has ended, which happens only when the server does.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("the server is ending")]
@@ -137,7 +146,7 @@ struct Desk {
 }
 
 impl Switchboard {
-    /// Starts the thread with the orders of the spool.
+    /// Starts the thread with what is left of the servers before this one.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -146,7 +155,7 @@ impl Switchboard {
         notary: Notary,
         clock: Arc<dyn Clock>,
         spool: Spool,
-        kept: Vec<SignedOrder>,
+        before: Before,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Result<(Self, mpsc::Receiver<News>), StartError> {
@@ -156,13 +165,17 @@ impl Switchboard {
         let (orders, _) = broadcast::channel(FOLLOWED_MAX);
         // A spool that could not be synced says nothing of what the disk has.
         let level = if spool.is_failing() { Durable::No } else { Durable::Node };
-        let durable: HashMap<_, _> = kept
+        let durable: HashMap<_, _> = before
+            .orders
             .iter()
             .filter_map(|signed| Some((signed.parse().ok()?.id, watch::channel(level).1)))
             .collect();
-        let (mut switch, wrong) = Switch::new(config, Box::new(notary.clone()), kept);
+        let (mut switch, wrong) = Switch::new(config, Box::new(notary.clone()), before.orders);
         // The spool may be lost, an old copy, or may have been full: only the ledger knows.
         switch.hold_leases();
+        if let Some(lease) = before.lease {
+            switch.expect_unknown(clock.boottime() + lease);
+        }
         if wrong > 0 {
             tracing::error!(wrong, "orders of the spool contradict one another or cannot be read");
         }
@@ -467,7 +480,7 @@ impl Desk {
                         self.tell(News::Joined { enforcer, checkpoint });
                     }
                 }
-                Effect::LeaseOver { .. } => leases_over = true,
+                Effect::LeaseOver { .. } | Effect::AllKnown => leases_over = true,
                 Effect::Confirmed { enforcer, confirmation, count } => {
                     self.confirmed(enforcer, *confirmation, count);
                 }

@@ -30,11 +30,13 @@ pub enum Bug {
     HaltExpires,
     /// Nobody syncs.
     SyncRemoved,
+    /// A server that was started again takes those whom it knows for all.
+    PredecessorForgotten,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::ReleaseEndsOthers,
         Self::LeaseWithoutContact,
         Self::LeaseFromArrival,
@@ -44,6 +46,7 @@ impl Bug {
         Self::StalenessIgnored,
         Self::HaltExpires,
         Self::SyncRemoved,
+        Self::PredecessorForgotten,
     ];
 
     /// The name on the command line.
@@ -58,6 +61,7 @@ impl Bug {
             Self::StalenessIgnored => "staleness-ignored",
             Self::HaltExpires => "halt-expires",
             Self::SyncRemoved => "sync-removed",
+            Self::PredecessorForgotten => "predecessor-forgotten",
         }
     }
 
@@ -70,7 +74,7 @@ impl Bug {
             Self::LeaseWithoutContact | Self::LeaseFromArrival | Self::StalenessIgnored => {
                 Invariant::Lease
             }
-            Self::ConfirmedTooEarly => Invariant::Confirmed,
+            Self::ConfirmedTooEarly | Self::PredecessorForgotten => Invariant::Confirmed,
             Self::SpoolForgotten | Self::SyncRemoved => Invariant::AcknowledgedIsKept,
         }
     }

@@ -379,10 +379,12 @@ impl World {
         seen.into_iter().for_each(|seen| self.observe(seen));
     }
 
-    /// After everything has healed both sides have the same orders and mean the same by them.
+    /// After everything has healed both sides have the same orders and mean the same by them, and no
+    /// halt is waited for.
     fn judge_rest(&mut self) {
         (0..self.nodes.len()).for_each(|node| self.judge(node));
-        let mut wrong = Vec::new();
+        let servers = 0..self.servers.len();
+        let mut wrong: Vec<String> = servers.filter_map(|server| self.waits_for(server)).collect();
         for (number, node) in self.nodes.iter().enumerate() {
             let Some(enforcer) = &node.enforcer else {
                 wrong.push(format!("enforcer {number} is not up"));

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use estoppel_api::{EnforcerProgress, HaltStatus, RedisStatus, Status};
+use estoppel_model::Timestamp;
 
 use crate::{
     args::{Connect, StatusArgs},
@@ -24,23 +25,20 @@ pub(crate) async fn status(args: &StatusArgs, connect: &Connect, output: &Output
 /// A halt with each enforcer's word.
 pub(crate) fn halt_lines(status: &HaltStatus) -> String {
     let halt = &status.halt;
-    let head = format!(
-        "{} {}: {:?}, {} of {} refuse, {} settled, {} by lease\n{} by {} since {}",
+    let mut head = format!(
+        "{} {}: {:?}, {}\n{} by {} since {}",
         halt.id,
         halt.scope,
         status.state,
-        status.refusing,
-        status.expected,
-        status.settled,
-        status.by_lease,
+        counts(status),
         inline(&halt.reason),
         halt.activated_by,
         halt.timestamp,
     );
-    let micros = |after: Option<u64>| {
-        after.map_or_else(|| "-".to_owned(), |after| format!("{:.1} ms", after as f64 / 1000.0))
-    };
-    let rows: Vec<Vec<String>> = status.enforcers.iter().map(|it| row(it, &micros)).collect();
+    if let Some(until) = status.unknown_until {
+        head.push_str(&format!("\n{}", unknown(until)));
+    }
+    let rows: Vec<Vec<String>> = status.enforcers.iter().map(row).collect();
     if rows.is_empty() {
         return format!("{head}\nno enforcer was connected");
     }
@@ -54,14 +52,39 @@ pub(crate) fn halt_lines(status: &HaltStatus) -> String {
     lines.join("\n")
 }
 
-fn row(enforcer: &EnforcerProgress, micros: &impl Fn(Option<u64>) -> String) -> Vec<String> {
+/// How far a halt is, in numbers.
+pub(crate) fn counts(status: &HaltStatus) -> String {
+    let HaltStatus { expected, refusing, settled, by_lease, gone, .. } = status;
+    let gone = if *gone > 0 { format!(", {gone} gone") } else { String::new() };
+    format!("{refusing} of {expected} refuse, {settled} settled, {by_lease} by lease{gone}")
+}
+
+/// That a server before this one may have given leases to others.
+pub(crate) fn unknown(until: Timestamp) -> String {
+    format!("until {until} enforcers of the time before the server's start may be unknown")
+}
+
+/// When an enforcer reached a stage: how long after the halt, else by its own clock.
+fn reached(after_us: Option<u64>, at: Option<Timestamp>) -> String {
+    match (after_us, at) {
+        (Some(after), _) => format!("{:.1} ms", after as f64 / 1000.0),
+        (None, Some(at)) => format!("at {at}"),
+        (None, None) => "-".to_owned(),
+    }
+}
+
+fn row(enforcer: &EnforcerProgress) -> Vec<String> {
     let word = if enforcer.witness { "witness" } else { "claim" };
     let last_byte = enforcer.settlement.get("last_byte_at").and_then(serde_json::Value::as_str);
     let mut what = settlement(&enforcer.settlement);
     if enforcer.settled_at.is_none()
         && let Some(until) = enforcer.lease_until
     {
-        let lease = if enforcer.by_lease { "by lease since" } else { "lease settles at" };
+        let lease = match enforcer {
+            EnforcerProgress { gone: true, .. } => "gone: not settled, lease over at",
+            EnforcerProgress { by_lease: true, .. } => "by lease since",
+            _ => "lease settles at",
+        };
         what = [what, format!("{lease} {until}")]
             .into_iter()
             .filter(|part| !part.is_empty())
@@ -72,8 +95,8 @@ fn row(enforcer: &EnforcerProgress, micros: &impl Fn(Option<u64>) -> String) -> 
         enforcer.name.clone(),
         enforcer.kind.clone(),
         word.to_owned(),
-        micros(enforcer.refusing_after_us),
-        micros(enforcer.settled_after_us),
+        reached(enforcer.refusing_after_us, enforcer.refusing_at),
+        reached(enforcer.settled_after_us, enforcer.settled_at),
         last_byte.unwrap_or("-").to_owned(),
         what,
     ]
@@ -207,6 +230,7 @@ fn lines(status: &Status) -> String {
     } else {
         lines.push(table(&["enforcer", "kind", "state", "lease until", "subjects", "gaps"], &rows));
     }
+    lines.extend(status.enforcers_unknown_until.map(unknown));
     lines.push(format!(
         "incidents open: {}\nledger: {} ({} records)\nevent log: {}\nSQL worker: {}\npaging: {}\nunlisted egress: {}, gateways {}",
         status.incidents_open,

@@ -36,7 +36,7 @@ pub(super) async fn wait(
         match client.halt_status(accepted.id).await {
             Ok(found) => {
                 line.show(begun.elapsed(), &progress(&found));
-                let done = matches!(found.state, HaltState::Settled | HaltState::Released);
+                let done = !matches!(found.state, HaltState::Sent | HaltState::Refusing);
                 if done || begun.elapsed() >= limit {
                     break found;
                 }
@@ -105,10 +105,12 @@ impl Line {
 
 /// One line on how far a halt is.
 fn progress(status: &HaltStatus) -> String {
-    format!(
-        "{} of {} refuse, {} settled, {} by lease",
-        status.refusing, status.expected, status.settled, status.by_lease
-    )
+    let mut line = status::counts(status);
+    if let Some(until) = status.unknown_until {
+        line.push_str("; ");
+        line.push_str(&status::unknown(until));
+    }
+    line
 }
 
 fn is_stuck(enforcer: &EnforcerProgress) -> bool {
@@ -128,12 +130,26 @@ fn summary(status: &HaltStatus) -> String {
             format!(", the slowest after {:.1} ms", us as f64 / 1_000.0)
         });
     let stuck = status.enforcers.iter().filter(|it| is_stuck(it)).count();
-    let waiting = status.expected.saturating_sub(status.settled + status.by_lease);
+    let over = status.settled + status.by_lease + status.gone;
+    let waiting = status.expected.saturating_sub(over);
+    if let (Some(until), false, 0) =
+        (status.unknown_until, status.state == HaltState::Released, waiting)
+    {
+        return format!(
+            "NOT SETTLED: the {} enforcers that are known have settled, or have no lease, but {}",
+            status.expected,
+            status::unknown(until)
+        );
+    }
     match status.state {
         HaltState::Released => "released meanwhile".to_owned(),
         _ if waiting > 0 => format!(
             "NOT SETTLED: {waiting} of {} enforcers have not settled; each refuses at the latest when its lease is over",
             status.expected
+        ),
+        HaltState::Unsettled => format!(
+            "carried out, but {} of {} enforcers refused and were gone before they settled: their leases stop them, and what became of their work in flight is not known",
+            status.gone, status.expected
         ),
         _ if stuck > 0 => format!(
             "settled, but {stuck} enforcers name work that could not be interrupted{slowest}"
@@ -150,6 +166,7 @@ fn summary(status: &HaltStatus) -> String {
 fn code(status: &HaltStatus) -> ExitCode {
     match status.state {
         HaltState::Released => ExitCode::SUCCESS,
+        HaltState::Unsettled => Exit::Unsettled.into(),
         HaltState::Settled if status.enforcers.iter().any(is_stuck) => {
             Exit::NotInterruptible.into()
         }

@@ -2,12 +2,16 @@
 
 use std::{
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use estoppel_guard::StepSpec;
-use estoppel_model::Subject;
+use estoppel_killswitch::frame::EnforcerKind;
+use estoppel_link::{EventBuffer, Link, LinkConfig, OnLost, Trust};
+use estoppel_model::{Secret, Subject, SystemClock};
 use serde_json::{Value, json};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     drills::{free_port, gateway, guard, runtime, wait_for_enforcers},
@@ -151,4 +155,111 @@ fn a_refusal_says_whom_to_call() {
     assert_eq!(problem["order"]["incident"], incident);
     assert_eq!(problem["order"]["reason"], "suspected prompt injection");
     assert!(problem["order"]["issued_at"].is_string() && problem["order"]["scope"] == "session:a");
+}
+
+/// An enforcer that refuses and never settles, until it is told to go.
+fn unsettling(runtime: &tokio::runtime::Runtime, server: &Server) -> CancellationToken {
+    let config = LinkConfig {
+        servers: vec![server.url.parse().unwrap()],
+        token: Secret::new(server.token("agent", "agent", None)),
+        kind: EnforcerKind::Guard,
+        name: "guard that dies".to_owned(),
+        subjects: Vec::new(),
+        state_dir: None,
+        on_lost: OnLost::Refuse,
+        gaps: Vec::new(),
+        events: EventBuffer::default(),
+        trust: Trust::system(),
+    };
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let _runtime = runtime.enter();
+    let (link, mut events) =
+        Link::start(config, Arc::new(SystemClock), &tasks, stop.clone()).unwrap();
+    runtime.block_on(link.ready());
+    runtime.spawn(async move { while events.recv().await.is_some() {} });
+    stop
+}
+
+fn status_of(server: &Server, halt: &Value) -> Value {
+    server.admin("GET", &format!("/v1/halts/{}", halt["id"].as_str().unwrap()), &Value::Null).1
+}
+
+/// K7: an enforcer that refused and died before it settled keeps nobody waiting for ever: the wait
+/// ends with a code of its own, and wait and report say what is known of it.
+#[test]
+fn who_dies_before_it_settles_is_named() {
+    let server = Server::start_with("[serve]\nlease_seconds = 2");
+    let runtime = runtime();
+    let dies = unsettling(&runtime, &server);
+    wait_for_enforcers(&server, 1);
+    let waited = std::thread::scope(|scope| {
+        let wait = || server.cli(&["halt", "session:a", "--reason", "r", "--wait"]);
+        let wait = scope.spawn(wait);
+        wait_for("its word", || {
+            let (_, halts) = server.admin("GET", "/v1/halts", &Value::Null);
+            (status_of(&server, halts.get(0)?)["refusing"] == 1).then_some(())
+        });
+        dies.cancel();
+        wait.join().unwrap()
+    });
+    let told = String::from_utf8(waited.stdout).unwrap();
+    assert_eq!(waited.status.code(), Some(13), "{told}");
+    assert!(told.contains("1 of 1 refuse, 0 settled, 0 by lease, 1 gone"), "{told}");
+    assert!(told.contains("gone: not settled, lease over at 2"), "{told}");
+    assert!(told.contains("what became of their work in flight is not known"), "{told}");
+
+    let (_, halts) = server.admin("GET", "/v1/halts", &Value::Null);
+    let status = status_of(&server, &halts[0]);
+    assert_eq!((&status["state"], &status["gone"]), (&json!("unsettled"), &json!(1)), "{status}");
+    let word = &status["enforcers"][0];
+    assert!(word["gone"] == true && word["refusing_at"].is_string(), "{word}");
+    assert!(word["lease_until"].is_string() && word["settled_at"].is_null(), "{word}");
+    let number = wait_for("the incident to be contained", || {
+        let incident = server.json(&["incident", "list"])[0].clone();
+        (incident["state"] == "contained").then(|| incident["number"].as_str().unwrap().to_owned())
+    });
+    let report = String::from_utf8(server.cli(&["incident", "report", &number]).stdout).unwrap();
+    assert!(report.contains("**gone**"), "{report}");
+    assert!(report.contains("were gone before they settled"), "{report}");
+}
+
+/// K7: a server that was started again does not know to whom the one before it gave leases. It says
+/// so, and calls no halt confirmed by all before the last of them is over. Of a halt of before it
+/// tells the enforcers' own moments, and no difference of two machines' clocks.
+#[test]
+fn after_a_restart_others_may_act_for_a_lease() {
+    let server = Server::start_with("[serve]\nlease_seconds = 5");
+    let runtime = runtime();
+    let guard = runtime.block_on(guard(&server));
+    wait_for_enforcers(&server, 1);
+    let before = server.json(&["halt", "session:a", "--reason", "r", "--wait"]);
+    let word = &before["enforcers"][0];
+    assert!(before["unknown_until"].is_null() && word["settled_after_us"].is_u64(), "{before}");
+    wait_for("its record", || {
+        let incident = server.json(&["incident", "list"])[0].clone();
+        (incident["state"] == "contained").then_some(())
+    });
+
+    let (server, ()) = server.away_while(|| ());
+    wait_for_enforcers(&server, 1);
+    let (_, status) = server.admin("GET", "/v1/status", &Value::Null);
+    assert!(status["enforcers_unknown_until"].is_string(), "{status}");
+    let output = server.cli(&["halt", "session:b", "--reason", "r", "--wait"]);
+    let told = String::from_utf8(output.stdout).unwrap();
+    let progress = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{told}{progress}");
+    let meanwhile = "1 of 1 refuse, 1 settled, 0 by lease; until 2";
+    assert!(progress.contains(meanwhile) && progress.contains("may be unknown"), "{progress}");
+    assert!(told.contains("settled: all 1 confirmed"), "{told}");
+    let (_, status) = server.admin("GET", "/v1/status", &Value::Null);
+    assert!(status["enforcers_unknown_until"].is_null(), "{status}");
+
+    let status = wait_for("the ledger", || {
+        let status = status_of(&server, &before);
+        status["enforcers"][0]["settled_at"].is_string().then_some(status)
+    });
+    assert_eq!(status["state"], "settled", "{status}");
+    let word = &status["enforcers"][0];
+    assert!(word["refusing_after_us"].is_null() && word["settled_after_us"].is_null(), "{word}");
+    drop(guard);
 }

@@ -124,9 +124,23 @@ fn contained_is_what_every_enforcer_carried_out() {
         order
     };
     let contain = |ledger: &mut Ledger, order, enforcers, settled, by_lease| {
-        let contained = Contained { incident, order, enforcers, settled, by_lease };
+        let contained = Contained { incident, order, enforcers, settled, by_lease, gone: 0 };
         ledger.append(|at| contained.record(at));
     };
+    let gone = Contained {
+        incident,
+        order: OrderId::new(),
+        enforcers: 3,
+        settled: 1,
+        by_lease: 1,
+        gone: 1,
+    };
+    assert!(gone.is_complete(), "who is gone refuses by its lease");
+    assert!(!Contained { enforcers: 4, ..gone.clone() }.is_complete());
+    let text = serde_json::to_string(&gone).unwrap();
+    assert_eq!(serde_json::from_str::<Contained>(&text).unwrap(), gone);
+    let older = text.replace(",\"gone\":1", "");
+    assert_eq!(serde_json::from_str::<Contained>(&older).unwrap().gone, 0, "{older}");
     assert_eq!(ledger.state(incident), IncidentState::Open);
     let first = halt(&mut ledger);
     assert_eq!(ledger.state(incident), IncidentState::Open);

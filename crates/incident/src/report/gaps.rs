@@ -76,16 +76,28 @@ fn containment(incident: &IncidentView, moments: &Moments, gaps: &mut Vec<String
                     .body
                     .enforcers
                     .saturating_sub(entry.body.settled)
-                    .saturating_sub(entry.body.by_lease),
+                    .saturating_sub(entry.body.by_lease)
+                    .saturating_sub(entry.body.gone),
                 entry.body.enforcers,
                 at_seq(entry.seq)
             )),
-            Some(entry) if entry.body.by_lease > 0 => gaps.push(format!(
-                "{name}: {} enforcers fell silent and are stopped only by their leases ({}).",
-                entry.body.by_lease,
-                at_seq(entry.seq)
-            )),
-            Some(_) => {}
+            Some(entry) => {
+                let reference = at_seq(entry.seq);
+                if entry.body.by_lease > 0 {
+                    gaps.push(format!(
+                        "{name}: {} enforcers fell silent and are stopped only by their leases \
+                         ({reference}).",
+                        entry.body.by_lease,
+                    ));
+                }
+                if entry.body.gone > 0 {
+                    gaps.push(format!(
+                        "{name}: {} enforcers refused and were gone before they settled; what \
+                         became of their work in flight is not known ({reference}).",
+                        entry.body.gone,
+                    ));
+                }
+            }
         }
         if halt.body.enforcers == 0 {
             gaps.push(format!("No enforcer was connected when {name} was accepted ({reference})."));

@@ -111,7 +111,10 @@ fn story(hostile: &str) -> (Incidents, IncidentId) {
     settled.containment = Some(strange());
     settled.not_interruptible = vec![strange()];
     append(settled.record(at(50)));
-    append(Contained { incident, order, enforcers: 2, settled: 2, by_lease: 0 }.record(at(51)));
+    append(
+        Contained { incident, order, enforcers: 2, settled: 2, by_lease: 0, gone: 0 }
+            .record(at(51)),
+    );
     for (index, step, outcome) in
         [(0, "halt", StepOutcome::Done), (1, "capture", StepOutcome::Indeterminate)]
     {

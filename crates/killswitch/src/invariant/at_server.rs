@@ -67,8 +67,8 @@ impl ServerWatch {
 
     /// Checks what is told of an order's progress.
     pub fn progress(&self, progress: &HaltProgress) -> Vec<Violation> {
-        let HaltProgress { expected, refusing, settled, by_lease, .. } = *progress;
-        self.judge([Observation::Counted { expected, refusing, settled, by_lease }])
+        let HaltProgress { expected, refusing, settled, by_lease, gone, .. } = *progress;
+        self.judge([Observation::Counted { expected, refusing, settled, by_lease, gone }])
     }
 
     fn judge(&self, seen: impl IntoIterator<Item = Observation>) -> Vec<Violation> {

@@ -25,6 +25,13 @@ fn each_invariant_tells_right_from_wrong() {
     let answer = Answer { sent: at(100), lease: LEASE, staleness: Duration::from_secs(4) };
     let moved = |from, until, answer| Observation::LeaseMoved { from, until, answer };
     let acts = |after, bound| Observation::Acts { halt: id(1), after, bound };
+    let counted = |refusing, settled, by_lease, gone| Observation::Counted {
+        expected: 5,
+        refusing,
+        settled,
+        by_lease,
+        gone,
+    };
     let second = Duration::from_secs(1);
     let right = [
         Observation::Taken { order: id(1), waited_for: None },
@@ -34,7 +41,8 @@ fn each_invariant_tells_right_from_wrong() {
         moved(Some(at(111)), None, None),
         acts(LEASE, LEASE),
         Observation::Said { order: id(1), refuses: true },
-        Observation::Counted { expected: 5, refusing: 3, settled: 3, by_lease: 2 },
+        counted(3, 2, 2, 1),
+        Observation::AllRefuse { order: id(1), acting: 0 },
         Observation::Sought { acknowledged: 9, missing: 0 },
     ];
     let wrong = [
@@ -45,8 +53,10 @@ fn each_invariant_tells_right_from_wrong() {
         moved(Some(at(111)), Some(at(112)), None),
         acts(LEASE + second, LEASE),
         Observation::Said { order: id(1), refuses: false },
-        Observation::Counted { expected: 5, refusing: 3, settled: 4, by_lease: 0 },
-        Observation::Counted { expected: 5, refusing: 3, settled: 3, by_lease: 3 },
+        counted(3, 4, 0, 0),
+        counted(3, 3, 3, 0),
+        counted(3, 3, 0, 1),
+        Observation::AllRefuse { order: id(1), acting: 1 },
         Observation::Sought { acknowledged: 9, missing: 1 },
     ];
     let about = |seen: &[Observation]| -> BTreeSet<Invariant> {

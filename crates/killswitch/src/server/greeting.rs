@@ -8,13 +8,22 @@ use std::{
 use estoppel_model::OrderId;
 
 use super::{ConnectionId, Effect, EnforcerState, Group, Identity, Phase, Switch, close};
-use crate::frame::{self, Hello, PROTOCOL, ToEnforcer, Welcome};
+use crate::{
+    Now,
+    frame::{self, Hello, PROTOCOL, ToEnforcer, Welcome},
+};
 
 /// Longest name of an enforcer, in bytes.
 const NAME_BYTES_MAX: usize = 256;
 
 impl Switch {
-    pub(super) fn hello(&mut self, id: ConnectionId, hello: Hello, effects: &mut Vec<Effect>) {
+    pub(super) fn hello(
+        &mut self,
+        id: ConnectionId,
+        hello: Hello,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let known = self.enforcers.get(&hello.enforcer);
         if let Err(reason) = acceptable(&hello, &connection.identity, known) {
@@ -22,7 +31,9 @@ impl Switch {
             return;
         }
         let before = known.and_then(|state| state.connection);
-        let lease_until = known.and_then(|state| state.lease_until);
+        // It may hold a lease of a server before this one.
+        let unknown_until = self.board.unknown_until(now.boot);
+        let lease_until = known.and_then(|state| state.lease_until).max(unknown_until);
         let audience = connection.audience.clone();
         connection.phase = Phase::Syncing(hello.enforcer);
         let state = EnforcerState {
@@ -41,6 +52,9 @@ impl Switch {
         if let Some(before) = before {
             self.disconnected(before);
             effects.push(Effect::Close { connection: before, reason: "it came back".to_owned() });
+        }
+        if unknown_until.is_some() {
+            self.board.may_have_held(&state, &self.orders);
         }
         self.enforcers.insert(hello.enforcer, state);
         let orders = &self.orders;

@@ -84,11 +84,14 @@ pub enum Effect {
         /// The last ledger checkpoint that it saw: to be compared with the ledger.
         checkpoint: Option<String>,
     },
-    /// An enforcer's lease is over without a new one.
+    /// An enforcer's lease is over without a new one, or it left without one.
     LeaseOver {
         /// Whose.
         enforcer: EnforcerId,
     },
+    /// The last lease is over that a server before this one may have given: everybody who is to be
+    /// expected of an order is known.
+    AllKnown,
     /// An enforcer's word on an order: see [`super::Switch::progress`].
     Confirmed {
         /// Who.

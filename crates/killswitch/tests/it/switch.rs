@@ -23,19 +23,19 @@ use crate::support::{
 };
 
 /// What enforcers call their own keys: 64 hex digits.
-fn own_key(n: u64) -> String {
+pub(crate) fn own_key(n: u64) -> String {
     format!("{n:064x}")
 }
 
-fn switch() -> Switch {
+pub(crate) fn switch() -> Switch {
     Switch::new(SwitchConfig::default(), Box::new(Keys), []).0
 }
 
-fn identity(actor: &str, tenant: Option<&str>) -> Identity {
+pub(crate) fn identity(actor: &str, tenant: Option<&str>) -> Identity {
     Identity { actor: Actor::new(actor).unwrap(), tenant: tenant.map(id), scopes: None }
 }
 
-fn hello(enforcer: EnforcerId, key: u64, orders: &OrderSet) -> Hello {
+pub(crate) fn hello(enforcer: EnforcerId, key: u64, orders: &OrderSet) -> Hello {
     Hello {
         protocol: PROTOCOL,
         enforcer,
@@ -49,12 +49,12 @@ fn hello(enforcer: EnforcerId, key: u64, orders: &OrderSet) -> Hello {
     }
 }
 
-fn frame(switch: &mut Switch, n: u64, frame: ToServer, millis: u64) -> Vec<Effect> {
+pub(crate) fn frame(switch: &mut Switch, n: u64, frame: ToServer, millis: u64) -> Vec<Effect> {
     switch.step(Input::Frame { connection: ConnectionId(n), frame }, at(millis))
 }
 
 /// Connects an enforcer that has what the switch has, and pings once.
-fn join(switch: &mut Switch, n: u64, identity: Identity, millis: u64) -> EnforcerId {
+pub(crate) fn join(switch: &mut Switch, n: u64, identity: Identity, millis: u64) -> EnforcerId {
     let enforcer = EnforcerId::new();
     let audience = Audience::of(identity.tenant.as_ref());
     let connection = ConnectionId(n);
@@ -70,7 +70,7 @@ fn join(switch: &mut Switch, n: u64, identity: Identity, millis: u64) -> Enforce
     enforcer
 }
 
-fn sent(effects: &[Effect], n: u64) -> Vec<&ToEnforcer> {
+pub(crate) fn sent(effects: &[Effect], n: u64) -> Vec<&ToEnforcer> {
     let to = ConnectionId(n);
     effects
         .iter()
@@ -82,7 +82,7 @@ fn sent(effects: &[Effect], n: u64) -> Vec<&ToEnforcer> {
         .collect()
 }
 
-fn orders_sent(effects: &[Effect], n: u64) -> Vec<SignedOrder> {
+pub(crate) fn orders_sent(effects: &[Effect], n: u64) -> Vec<SignedOrder> {
     let frames = sent(effects, n).into_iter().filter_map(|frame| match frame {
         ToEnforcer::Orders { orders } => Some(orders.clone()),
         _ => None,
@@ -90,26 +90,26 @@ fn orders_sent(effects: &[Effect], n: u64) -> Vec<SignedOrder> {
     frames.flatten().collect()
 }
 
-fn is_refused(effects: &[Effect], n: u64) -> bool {
+pub(crate) fn is_refused(effects: &[Effect], n: u64) -> bool {
     effects.iter().any(|effect| {
         matches!(effect, Effect::Close { connection, .. } if *connection == ConnectionId(n))
     })
 }
 
-fn confirm(order: OrderId, stage: Stage, settlement: Settlement) -> ToServer {
+pub(crate) fn confirm(order: OrderId, stage: Stage, settlement: Settlement) -> ToServer {
     let at = at(5).wall;
     ToServer::Confirm(Box::new(Confirmation { order, stage, at, after_us: 3, settlement }))
 }
 
-fn refusing(order: OrderId) -> ToServer {
+pub(crate) fn refusing(order: OrderId) -> ToServer {
     confirm(order, Stage::Refusing, Settlement::default())
 }
 
-fn settled(order: OrderId) -> ToServer {
+pub(crate) fn settled(order: OrderId) -> ToServer {
     confirm(order, Stage::Settled, Settlement { steps_cancelled: 1, ..Settlement::default() })
 }
 
-fn submit(switch: &mut Switch, order: &Order, millis: u64) -> (Submitted, Vec<Effect>) {
+pub(crate) fn submit(switch: &mut Switch, order: &Order, millis: u64) -> (Submitted, Vec<Effect>) {
     switch.submit(signed(order), at(millis)).unwrap()
 }
 
@@ -567,7 +567,7 @@ fn a_stale_node_gives_shorter_leases() {
 }
 
 /// The numbers that are kept up to date are those that counting the words gives.
-fn assert_counted(switch: &Switch, order: OrderId, progress: &HaltProgress) {
+pub(crate) fn assert_counted(switch: &Switch, order: OrderId, progress: &HaltProgress) {
     let counted = |of: fn(&&EnforcerProgress) -> bool| {
         progress.enforcers.iter().filter(|word| word.expected).filter(of).count()
     };
@@ -580,6 +580,8 @@ fn assert_counted(switch: &Switch, order: OrderId, progress: &HaltProgress) {
         refusing: counted(refuses),
         settled: counted(settled),
         by_lease: progress.by_lease,
+        gone: counted(|word| word.gone),
+        unknown: progress.unknown_until.is_some(),
     };
     assert_eq!(switch.count(order), Some(expect));
 }

@@ -1,11 +1,12 @@
 //! How far a halt of before this server's start was carried out, from the records of its incident.
-
-use std::time::Duration;
+//!
+//! The moments of stages are those of the enforcers' own clocks. How long after the halt they came
+//! is not told: the clock that took it is gone, and the difference of two machines' clocks is none.
 
 use estoppel_api::{Durable, EnforcerProgress, HaltState, HaltStatus};
 use estoppel_incident::{Enforcement, IncidentView, record::ConfirmedStage};
 use estoppel_killswitch::frame::Settlement;
-use estoppel_model::{Order, Timestamp};
+use estoppel_model::Order;
 
 use super::kill_switch::summary;
 
@@ -21,35 +22,48 @@ pub(super) fn status(
         .and_then(|view| view.halts.iter().find(|entry| entry.body.order == order.id))
         .map(|entry| &entry.body);
     let words = incident.and_then(|view| view.enforcement.get(&order.id));
-    let enforcers: Vec<EnforcerProgress> = words
-        .into_iter()
-        .flat_map(|words| words.values())
-        .map(|word| progress(word, order.issued_at))
-        .collect();
+    let enforcers: Vec<EnforcerProgress> =
+        words.into_iter().flat_map(|words| words.values()).map(progress).collect();
     let contained = incident.and_then(|view| view.containment(order.id)).map(|entry| &entry.body);
-    let by_lease = contained.map_or(0, |it| usize::try_from(it.by_lease).unwrap_or(usize::MAX));
-    let expected = accepted.map_or(0, |it| usize::try_from(it.enforcers).unwrap_or(usize::MAX));
+    let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+    let by_lease = contained.map_or(0, |it| size(it.by_lease));
+    let gone = contained.map_or(0, |it| size(it.gone));
+    // Who was expected is written with what became of it: after a restart more may have come.
+    let expected = accepted.map_or(0, |it| size(it.enforcers));
+    let expected = contained.map_or(expected, |it| size(it.enforcers));
     // Of more than 200 guards the words are counted and not recorded one by one.
-    let counted = contained.map_or(0, |it| usize::try_from(it.settled).unwrap_or(usize::MAX));
+    let counted = contained.map_or(0, |it| size(it.settled));
     let refuses = |word: &&EnforcerProgress| word.refusing_at.is_some();
     let refusing = enforcers.iter().filter(refuses).count().min(expected).max(counted);
     let settled = enforcers.iter().filter(|word| word.settled_at.is_some()).count().min(expected);
     let settled = settled.max(counted);
     let state = if !in_force {
         HaltState::Released
+    } else if contained.is_some_and(|it| it.is_complete() && it.gone > 0) {
+        HaltState::Unsettled
     } else if contained.is_some_and(|it| it.is_complete()) {
         HaltState::Settled
     } else {
         HaltState::Sent
     };
     let halt = summary(order);
-    HaltStatus { halt, state, expected, refusing, settled, by_lease, durable, enforcers }
+    let unknown_until = None;
+    HaltStatus {
+        halt,
+        state,
+        expected,
+        refusing,
+        settled,
+        by_lease,
+        gone,
+        unknown_until,
+        durable,
+        enforcers,
+    }
 }
 
-fn progress(word: &Enforcement, accepted: Timestamp) -> EnforcerProgress {
+fn progress(word: &Enforcement) -> EnforcerProgress {
     let last = &word.last;
-    // Two clocks, and the way between them: an approximation, where the server's own is gone.
-    let after = |at: Option<Timestamp>| at.map(|at| micros(at.since(accepted)));
     let settlement = Settlement {
         steps_cancelled: last.steps_cancelled,
         connections_cut: last.connections_cut,
@@ -67,9 +81,9 @@ fn progress(word: &Enforcement, accepted: Timestamp) -> EnforcerProgress {
         witness: last.kind != "guard",
         expected: true,
         refusing_at: word.refusing_at,
-        refusing_after_us: after(word.refusing_at),
+        refusing_after_us: None,
         settled_at: word.settled_at,
-        settled_after_us: after(word.settled_at),
+        settled_after_us: None,
         settlement: if settlement.is_empty() {
             serde_json::Value::Null
         } else {
@@ -77,10 +91,7 @@ fn progress(word: &Enforcement, accepted: Timestamp) -> EnforcerProgress {
         },
         unsupported: last.stage == ConfirmedStage::Unsupported,
         by_lease: false,
+        gone: false,
         lease_until: None,
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

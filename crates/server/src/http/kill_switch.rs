@@ -403,12 +403,13 @@ pub(crate) async fn status(
 }
 
 fn progress_status(progress: &HaltProgress, durable: Durable) -> HaltStatus {
-    let done = |count: usize| count + progress.by_lease >= progress.expected;
     let state = if !progress.in_force {
         HaltState::Released
-    } else if done(progress.settled) {
+    } else if progress.is_over() && progress.gone > 0 {
+        HaltState::Unsettled
+    } else if progress.is_over() {
         HaltState::Settled
-    } else if done(progress.refusing) {
+    } else if progress.all_refuse() {
         HaltState::Refusing
     } else {
         HaltState::Sent
@@ -433,6 +434,7 @@ fn progress_status(progress: &HaltProgress, durable: Durable) -> HaltStatus {
             },
             unsupported: word.unsupported,
             by_lease: word.by_lease,
+            gone: word.gone,
             lease_until: word.lease_until,
         })
         .collect();
@@ -443,6 +445,8 @@ fn progress_status(progress: &HaltProgress, durable: Durable) -> HaltStatus {
         refusing: progress.refusing,
         settled: progress.settled,
         by_lease: progress.by_lease,
+        gone: progress.gone,
+        unknown_until: progress.unknown_until,
         durable,
         enforcers,
     }

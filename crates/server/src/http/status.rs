@@ -34,7 +34,7 @@ pub(crate) async fn get(
     let releases_pending = crate::release::pending(&server, None).await?;
     let drills = drill::status(&server);
     let enforcers = server.switchboard().ask(|switch, now| {
-        switch
+        let enforcers = switch
             .enforcers()
             .map(|state| EnforcerStatus {
                 name: state.name.clone(),
@@ -44,9 +44,10 @@ pub(crate) async fn get(
                 subjects: state.subjects.clone(),
                 gaps: state.gaps.clone(),
             })
-            .collect()
+            .collect();
+        (enforcers, switch.unknown_until(now))
     });
-    let enforcers = enforcers.await?;
+    let (enforcers, enforcers_unknown_until) = enforcers.await?;
     let (incidents_open, ledger_records, allowlist) = server.journal().read(|state| {
         let open = state.incidents.iter().filter(|view| view.state() != IncidentState::Closed);
         (open.count(), state.applied, state.allowlist.is_some())
@@ -100,6 +101,7 @@ pub(crate) async fn get(
         drills,
         on_call: on_call(&server),
         enforcers,
+        enforcers_unknown_until,
         incidents_open,
         ledger: server.journal().health(),
         ledger_records,

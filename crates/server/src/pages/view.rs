@@ -170,6 +170,7 @@ pub(crate) struct Counts {
     pub refusing: usize,
     pub settled: usize,
     pub by_lease: usize,
+    pub gone: usize,
     /// Share that is done, in percent, rounded down: 100 only when all are.
     pub done_percent: usize,
 }
@@ -196,23 +197,35 @@ impl HaltView {
         view.enforcers =
             progress.enforcers.iter().map(|word| EnforcerView::new(word, now)).collect();
         view.more = progress.words.saturating_sub(progress.enforcers.len());
-        let HaltProgress { expected, refusing, settled, by_lease, observing, .. } = *progress;
-        let done = (settled + by_lease).min(expected) * 100;
+        let HaltProgress { expected, refusing, settled, by_lease, gone, observing, .. } = *progress;
+        let done = (settled + by_lease + gone).min(expected) * 100;
         view.counts = done.checked_div(expected).map(|done_percent| Counts {
             expected,
             refusing,
             settled,
             by_lease,
+            gone,
             done_percent,
         });
         if !progress.in_force {
             return view;
         }
         let all = counted(expected, "enforcer");
-        (view.tone, view.word, view.said) = if expected == 0 {
+        (view.tone, view.word, view.said) = if let Some(until) = progress.unknown_until {
+            let said = format!(
+                "{refusing} of {all} refuse, {settled} have ended what was in flight. Until {} others may act that had connected before this server's start.",
+                Moment::new(until, now).clock
+            );
+            (Tone::Going, "Stopping", said)
+        } else if expected == 0 {
             let said = "No enforcer was connected when it was given. It is in force for every one that connects.";
             (Tone::Look, "In force", said.to_owned())
-        } else if settled + by_lease >= expected {
+        } else if progress.is_over() && gone > 0 {
+            let said = format!(
+                "{settled} of {all} settled; {gone} refused and were gone before they settled: their lease is over, and what became of their work in flight is not known."
+            );
+            (Tone::Look, "Stopped", said)
+        } else if progress.is_over() {
             let said = match (expected, by_lease) {
                 (1, 0) => "The one enforcer refuses, and what was in flight has ended.".to_owned(),
                 (_, 0) => format!("All {all} refuse, and what was in flight has ended."),
@@ -221,7 +234,7 @@ impl HaltView {
                 ),
             };
             (Tone::Done, "Stopped", said)
-        } else if refusing + by_lease >= expected {
+        } else if progress.all_refuse() {
             let said =
                 format!("All {all} refuse new work; {settled} have ended what was in flight.");
             (Tone::Going, "Refusing", said)
@@ -287,6 +300,8 @@ impl EnforcerView {
         } else if word.settled.is_some() {
             let blocked = !settlement.not_interruptible.is_empty();
             (if blocked { Tone::Look } else { Tone::Done }, "settled")
+        } else if word.gone {
+            (Tone::Look, "gone")
         } else if word.refusing.is_some() {
             (Tone::Going, "refuses")
         } else if word.by_lease {
@@ -300,6 +315,9 @@ impl EnforcerView {
         }
         if let Some(reached) = word.settled {
             timing.push(format!("settled after {}", delay(reached.after)));
+        }
+        if let Some(until) = word.lease_until.filter(|_| word.gone) {
+            timing.push(format!("not settled, lease over {}", Moment::new(until, now).clock));
         }
         if !word.expected {
             timing.push("came later".to_owned());
@@ -406,6 +424,49 @@ mod tests {
         );
         assert_eq!(Shown::text("one\r\ntwo\u{200b}").to_string(), "one\ntwo\\u{200b}");
         assert_eq!(Shown::name("x".repeat(1_000)).to_string().len(), NAME_CHARS_MAX + 3);
+    }
+
+    /// K7: a page says what is known of a halt, and what is not.
+    #[test]
+    fn a_halt_is_said_to_be_what_it_is() {
+        let order = Order {
+            id: estoppel_model::OrderId::new(),
+            scope: "session:a".parse::<estoppel_model::Scope>().unwrap().into(),
+            reason: "r".to_owned(),
+            issued_by: estoppel_model::Actor::new("alice").unwrap(),
+            issued_at: at(0),
+            incident: None,
+            tenant: None,
+            body: OrderBody::Halt { until: None },
+        };
+        let progress = HaltProgress {
+            order: std::sync::Arc::new(order),
+            accepted_at: at(0),
+            in_force: true,
+            expected: 4,
+            refusing: 3,
+            settled: 3,
+            by_lease: 1,
+            gone: 0,
+            observing: 0,
+            unknown_until: None,
+            words: 4,
+            enforcers: Vec::new(),
+        };
+        let check = |progress: HaltProgress, tone: Tone, word: &str, said: &str| {
+            let view = HaltView::new(&progress, at(5));
+            assert_eq!((view.tone, view.word), (tone, word), "{}", view.said);
+            assert!(view.said.contains(said), "{}", view.said);
+        };
+        check(progress.clone(), Tone::Done, "Stopped", "1 did not answer, and their lease is over");
+        let gone = HaltProgress { refusing: 4, by_lease: 0, gone: 1, ..progress.clone() };
+        check(gone, Tone::Look, "Stopped", "1 refused and were gone before they settled");
+        let unknown = HaltProgress { unknown_until: Some(at(9)), ..progress.clone() };
+        check(unknown, Tone::Going, "Stopping", "Until 03:00:09 UTC others may act");
+        let none = HaltProgress { expected: 0, refusing: 0, settled: 0, by_lease: 0, ..progress };
+        let unknown = HaltProgress { unknown_until: Some(at(9)), ..none.clone() };
+        check(unknown, Tone::Going, "Stopping", "Until");
+        check(none, Tone::Look, "In force", "No enforcer was connected");
     }
 
     #[test]

@@ -4,15 +4,19 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use estoppel_killswitch::{
+    Audience,
     frame::{Stage, ToEnforcer},
     invariant::{Observation, ServerWatch, Tally},
-    server::{ConnectionId, Effect, Input, Submitted, Switch, SwitchConfig},
+    server::{ConnectionId, Effect, HaltProgress, Input, Submitted, Switch, SwitchConfig},
 };
 use estoppel_model::{Boottime, OrderBody, OrderId, SignedOrder};
 use estoppel_orderfile::{AppendError, OrderSpool};
 use rand::{RngExt as _, rngs::StdRng};
 
-use super::{Event, World, node::is_halt};
+use super::{
+    Event, World,
+    node::{Node, is_halt},
+};
 use crate::{
     bug::Bug,
     coverage::Fault,
@@ -97,6 +101,12 @@ impl World {
         self.tell(|| format!("server {server} starts with {} orders", orders.len()));
         let (mut switch, wrong) = Switch::new(config, Box::new(Keys), orders);
         switch.hold_leases();
+        // All servers of a world give leases of one length.
+        let is_first = self.servers[server].life == 0;
+        if !is_first && self.planted != Some(Bug::PredecessorForgotten) {
+            let now = self.servers[server].machine.now(self.time);
+            switch.expect_unknown(now.boot + lease);
+        }
         if wrong > 0 {
             self.unsettled(format!("server {server} kept {wrong} orders that contradict others"));
         }
@@ -281,7 +291,10 @@ impl World {
                 Effect::Rejected { reason, .. } => {
                     self.unsettled(format!("server {server} refuses what it was sent: {reason}"));
                 }
-                Effect::Joined { .. } | Effect::LeaseOver { .. } | Effect::Outcome { .. } => {}
+                Effect::Joined { .. }
+                | Effect::LeaseOver { .. }
+                | Effect::AllKnown
+                | Effect::Outcome { .. } => {}
             }
         }
     }
@@ -411,7 +424,8 @@ impl World {
         self.observe(Observation::Said { order, refuses });
     }
 
-    /// Once everybody who was expected is counted, none of them acts.
+    /// Once it is told that all refuse, nobody acts: of those who were counted, and of those who
+    /// were not.
     ///
     /// Of one server only: each of several knows the leases that it gave itself, and an enforcer
     /// that it counts by lease may have one of another.
@@ -428,23 +442,47 @@ impl World {
         for given in self.oracle.standing() {
             let Some(progress) = switch.progress(given.order.id, now) else { continue };
             violations.extend(this.watch.progress(&progress));
-            if progress.refusing + progress.by_lease < progress.expected {
+            if !progress.all_refuse() {
                 continue;
             }
+            // Whose lease is over is over by the server's clock.
+            let acts = |node: &Node| {
+                given.reached.iter().any(|subject| {
+                    let subject = &self.oracle.subjects[*subject];
+                    node.goes(subject, self.time) && node.goes(subject, self.time + slack)
+                })
+            };
             for word in progress.enforcers.iter().filter(|word| word.expected) {
                 let (life, node) = word.enforcer.as_uuid().as_u64_pair();
                 let node = &self.nodes[usize::try_from(node).expect("a node's number")];
-                // Whose lease is over is over by the server's clock.
-                let goes = |subject: &usize| {
-                    let subject = &self.oracle.subjects[*subject];
-                    node.goes(subject, self.time) && node.goes(subject, self.time + slack)
-                };
-                let refuses = !node.lives(life) || !given.reached.iter().any(goes);
+                let refuses = !node.lives(life) || !acts(node);
                 seen.push(Observation::Said { order: given.order.id, refuses });
             }
+            let concerned = self
+                .nodes
+                .iter()
+                .filter(|node| Audience::of(node.tenant.as_ref()).admits(&given.order));
+            let acting = concerned.filter(|node| acts(node)).count();
+            seen.push(Observation::AllRefuse { order: given.order.id, acting });
         }
         violations.into_iter().for_each(|violation| self.broken(violation));
         seen.into_iter().for_each(|seen| self.observe(seen));
+    }
+
+    /// What a server still waits for, long after everything has healed: a halt that everybody has
+    /// settled, or that those who have not cannot act against any more, is over.
+    pub(super) fn waits_for(&self, server: usize) -> Option<String> {
+        let this = &self.servers[server];
+        let (switch, now) = (this.switch.as_ref()?, this.machine.now(self.time));
+        let orders =
+            self.oracle.standing().filter_map(|given| switch.progress(given.order.id, now));
+        let open = orders.filter(|progress| progress.in_force && progress.expected > 0);
+        let waits = |progress: &HaltProgress| {
+            let complete = switch.count(progress.order.id).is_some_and(|count| count.is_complete());
+            !(progress.is_over() && complete)
+        };
+        let one = open.into_iter().find(waits)?;
+        Some(format!("server {server} waits for {} for ever", one.order.id))
     }
 
     /// Halts whose time is over by this server's clock are released, by name.

@@ -111,6 +111,11 @@ fn a_missing_fsync_is_found() {
     is_found(Bug::SyncRemoved);
 }
 
+#[test]
+fn a_restart_that_takes_those_it_knows_for_all_is_found() {
+    is_found(Bug::PredecessorForgotten);
+}
+
 /// A failing scenario is shortened to what matters, and still fails alike.
 #[test]
 fn a_failure_is_minimised() {
