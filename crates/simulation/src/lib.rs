@@ -29,7 +29,6 @@
 mod bug;
 mod coverage;
 mod disk;
-mod keys;
 mod machine;
 mod minimise;
 mod oracle;

@@ -2,3 +2,4 @@
 //! does not show by itself. Nothing here is linked into a product.
 
 pub mod disk;
+pub mod keys;

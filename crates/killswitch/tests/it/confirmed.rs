@@ -1,20 +1,21 @@
-//! Who counts as stopped: enforcers that refused and were gone before they settled, and those to
+//! Who counts as stopped: also enforcers that refused and were gone before they settled, and those to
 //! whom a server before this one gave leases. Invariant *confirmed*, row K7.
 
 use std::time::Duration;
 
 use estoppel_killswitch::{
-    OrderSet,
-    frame::{ToEnforcer, ToServer},
-    server::{ConnectionId, Effect, HaltProgress, Input, Switch},
+    Audience, OrderSet,
+    frame::{Settlement, Stage, ToEnforcer, ToServer},
+    server::{ConnectionId, Effect, HaltProgress, Input, Listing, Switch},
 };
-use estoppel_model::{EnforcerId, OrderId};
+use estoppel_model::{EnforcerId, Order, OrderId};
 
 use crate::{
-    support::{at, halt, id, order_id},
-    switch::{
-        assert_counted, frame, hello, identity, join, refusing, sent, settled, submit, switch,
+    by_hand::{
+        assert_counted, confirm, frame, hello, identity, join, refusing, sent, settled, submit,
+        switch,
     },
+    support::{at, halt, id, order_id},
 };
 
 const HALT: u64 = 1;
@@ -43,13 +44,110 @@ fn come(switch: &mut Switch, n: u64, key: u64, actor: &str, enforcer: EnforcerId
     let identity = Box::new(identity(actor, None));
     switch.step(Input::Connected { connection, identity }, at(millis));
     let mut greeting = hello(enforcer, key, &OrderSet::default());
-    greeting.set = switch.orders().digest(&estoppel_killswitch::Audience::Everyone).summary();
+    greeting.set = switch.orders().digest(&Audience::Everyone).summary();
     let effects = frame(switch, n, ToServer::Hello(Box::new(greeting)), millis);
     assert!(sent(&effects, n).contains(&&ToEnforcer::InSync), "{effects:?}");
 }
 
 fn lease_over(effects: &[Effect], enforcer: EnforcerId) -> bool {
     effects.iter().any(|it| matches!(it, Effect::LeaseOver { enforcer: over } if *over == enforcer))
+}
+
+/// Invariant *confirmed*, K7: the denominator is every lease alive at the acceptance.
+#[test]
+fn confirmations_count_for_those_who_were_there() {
+    let mut switch = switch();
+    let first = join(&mut switch, 1, identity("a", None), 0);
+    let silent = join(&mut switch, 2, identity("b", None), 0);
+    join(&mut switch, 3, identity("c", Some("other")), 0);
+    let halt = Order { tenant: Some(id("acme")), ..halt(1, &["session:a"]) };
+    submit(&mut switch, &halt, 1_000);
+    let late = join(&mut switch, 4, identity("d", Some("acme")), 2_000);
+    let effects = frame(&mut switch, 1, refusing(halt.id), 1_010);
+    assert!(matches!(&effects[..], [Effect::Confirmed { enforcer, .. }] if *enforcer == first));
+    assert!(frame(&mut switch, 1, refusing(halt.id), 1_020).is_empty(), "a repetition");
+    frame(&mut switch, 4, refusing(halt.id), 2_010);
+    assert!(
+        frame(&mut switch, 3, refusing(halt.id), 2_020).is_empty(),
+        "it may not even know of it"
+    );
+    assert!(frame(&mut switch, 1, refusing(order_id(99)), 2_030).is_empty());
+
+    let progress = switch.progress(halt.id, at(3_000)).unwrap();
+    assert_counted(&switch, halt.id, &progress);
+    assert_eq!(
+        (progress.expected, progress.refusing, progress.settled, progress.by_lease),
+        (2, 1, 0, 0)
+    );
+    let listed: Vec<_> =
+        progress.enforcers.iter().map(|word| (word.enforcer, word.expected)).collect();
+    assert_eq!(listed, [(first, true), (silent, true), (late, false)]);
+    assert_eq!(progress.enforcers[0].refusing.unwrap().after, Duration::from_millis(10));
+
+    frame(&mut switch, 1, settled(halt.id), 3_100);
+    // The silent one's lease, given at 0, ends at 15 s.
+    let effects = switch.step(Input::Tick, at(15_001));
+    assert!(
+        effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::LeaseOver { enforcer } if *enforcer == silent))
+    );
+    let progress = switch.progress(halt.id, at(15_001)).unwrap();
+    assert_counted(&switch, halt.id, &progress);
+    assert_eq!(
+        (progress.expected, progress.refusing, progress.settled, progress.by_lease),
+        (2, 1, 1, 1)
+    );
+    let counted = switch.progress_listing(halt.id, at(15_001), Listing::OpenFirst(0)).unwrap();
+    assert_eq!((counted.expected, counted.settled, counted.words), (2, 1, 3));
+    assert!(counted.enforcers.is_empty());
+    assert_eq!(progress.enforcers[0].settlement.steps_cancelled, 1);
+    assert!(progress.enforcers[1].by_lease && !progress.enforcers[1].witness);
+    assert_eq!(progress.enforcers[1].lease_until, Some(at(15_000).wall));
+    switch.step(Input::Disconnected { connection: ConnectionId(2) }, at(15_002));
+    switch.step(Input::Tick, at(16_000));
+    assert!(switch.enforcers().all(|state| state.id != silent), "forgotten");
+    let later = switch.progress(halt.id, at(60_000)).unwrap();
+    assert_counted(&switch, halt.id, &later);
+    assert_eq!(later.enforcers[1].lease_until, Some(at(15_000).wall), "but not its lease's end");
+}
+
+/// K7: however many there are, who is still waited for is listed first.
+#[test]
+fn those_who_are_waited_for_are_listed_first() {
+    let mut switch = switch();
+    let all: Vec<_> = (1..=9)
+        .map(|n| join(&mut switch, n, identity(&format!("enforcer-{n}"), None), 0))
+        .collect();
+    let halt = halt(1, &["session:a"]);
+    submit(&mut switch, &halt, 1_000);
+    for n in (1..=9).filter(|n| *n != 4 && *n != 8) {
+        frame(&mut switch, n, refusing(halt.id), 1_010);
+        frame(&mut switch, n, settled(halt.id), 1_020);
+    }
+    let listed = |most| {
+        let progress =
+            switch.progress_listing(halt.id, at(2_000), Listing::OpenFirst(most)).unwrap();
+        assert_eq!((progress.expected, progress.settled, progress.words), (9, 7, 9));
+        progress.enforcers.iter().map(|word| word.enforcer).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(1), [all[3]]);
+    assert_eq!(listed(3)[..2], [all[3], all[7]]);
+    assert_eq!((listed(3).len(), listed(20).len()), (3, 9));
+    assert_eq!(switch.progress(halt.id, at(2_000)).unwrap().enforcers[0].enforcer, all[0]);
+}
+
+#[test]
+fn an_enforcer_that_only_observes_refuses_nothing() {
+    let mut switch = switch();
+    join(&mut switch, 1, identity("a", None), 0);
+    submit(&mut switch, &halt(1, &["session:a"]), 1);
+    frame(&mut switch, 1, refusing(order_id(1)), 2);
+    let observed = Settlement { observed_only: true, ..Settlement::default() };
+    frame(&mut switch, 1, confirm(order_id(1), Stage::Settled, observed), 3);
+    let progress = switch.progress(order_id(1), at(4)).unwrap();
+    assert_counted(&switch, order_id(1), &progress);
+    assert_eq!((progress.refusing, progress.settled, progress.observing), (0, 0, 1));
 }
 
 /// K7: an enforcer that refused and died before it settled is waited for until its lease is over,
@@ -167,7 +265,7 @@ fn who_returns_after_a_restart_counts_until_its_old_lease_is_over() {
     come(&mut switch, 1, 1, "a", stays, 500);
     come(&mut switch, 2, 2, "b", goes, 500);
     let other = join(&mut switch, 3, identity("c", Some("other")), 600);
-    let halt = estoppel_model::Order { tenant: Some(id("acme")), ..halt(HALT, &["session:a"]) };
+    let halt = Order { tenant: Some(id("acme")), ..halt(HALT, &["session:a"]) };
     submit(&mut switch, &halt, 1_000);
     assert_eq!(progress(&switch, 1_010).expected, 2, "and not the other tenant's");
     come(&mut switch, 4, 4, "d", EnforcerId::new(), 1_100);

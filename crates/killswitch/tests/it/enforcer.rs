@@ -10,9 +10,10 @@ use estoppel_killswitch::{
     },
 };
 use estoppel_model::{EnforcerId, IncidentId, Order, Subject};
+use estoppel_testkit::keys::{Keys, SERVER, sign};
 use uuid::Uuid;
 
-use crate::support::{Keys, SERVER, at, halt, id, order_id, release, sign, signed, text};
+use crate::support::{at, halt, id, order_id, release, signed, text};
 
 const OWN: &str = "own";
 

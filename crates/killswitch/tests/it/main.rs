@@ -6,8 +6,10 @@
     reason = "a test fails by a panic; clippy's setting knows functions marked `#[test]` only"
 )]
 
+mod by_hand;
 mod confirmed;
 mod enforcer;
 mod orders;
+mod stream;
 mod support;
 mod switch;

@@ -2,11 +2,12 @@
 
 use estoppel_killswitch::{Audience, Insert, OrderSet};
 use estoppel_model::{OrderBody, Subject};
+use estoppel_testkit::keys::sign;
 use proptest::prelude::*;
 
 use crate::support::{
     HOSTS, Naive, any_orders, any_scopes, any_subject, halt, id, order_id, release, scopes, set_of,
-    sign, signed, text,
+    signed, text,
 };
 
 proptest! {

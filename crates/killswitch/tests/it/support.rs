@@ -1,44 +1,15 @@
-//! Orders, subjects and keys for tests, and the naive model.
+//! Orders and subjects for tests, and the naive model.
 
-use std::{
-    collections::HashSet,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-};
+use std::collections::HashSet;
 
-use estoppel_killswitch::{Audience, Now, OrderSet, Signatures, Signer, reaches};
+use estoppel_killswitch::{Audience, Now, OrderSet, reaches};
 use estoppel_model::{
     Actor, Boottime, Destination, EntityId, Limit, Order, OrderBody, OrderId, PluginRef, Scope,
     ScopeSet, SignedOrder, Subject, Timestamp,
 };
+use estoppel_testkit::keys::{SERVER, sign};
 use proptest::prelude::*;
 use uuid::Uuid;
-
-pub(crate) const SERVER: &str = "server";
-
-/// Signatures that only hold for the text and key for which they were made.
-pub(crate) struct Keys;
-
-pub(crate) fn sign(key: &str, order: String) -> SignedOrder {
-    let mut hasher = DefaultHasher::new();
-    (key, &order).hash(&mut hasher);
-    SignedOrder { order, key: key.to_owned(), signature: format!("{:x}", hasher.finish()) }
-}
-
-impl Signatures for Keys {
-    fn are_valid(&self, order: &SignedOrder) -> bool {
-        *order == sign(&order.key, order.order.clone())
-    }
-}
-
-impl Signer for Keys {
-    fn key(&self) -> &str {
-        SERVER
-    }
-
-    fn sign(&self, order: String) -> SignedOrder {
-        sign(SERVER, order)
-    }
-}
 
 /// The moment `millis` after the start, on clocks that do not show the same.
 pub(crate) fn at(millis: u64) -> Now {

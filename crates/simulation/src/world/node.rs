@@ -10,6 +10,7 @@ use estoppel_killswitch::{
 };
 use estoppel_model::{Boottime, EnforcerId, EntityId, Order, OrderBody, OrderId, Subject};
 use estoppel_orderfile::OrderCache;
+use estoppel_testkit::keys::{self, Keys};
 use rand::{RngExt as _, rngs::StdRng};
 use uuid::Uuid;
 
@@ -18,7 +19,6 @@ use crate::{
     bug::{self, Bug},
     coverage::Fault,
     disk::Disk,
-    keys::{self, Keys},
     machine::Machine,
     scenario,
 };
@@ -123,7 +123,7 @@ impl World {
             kind: EnforcerKind::Guard,
             name: format!("enforcer {node}"),
             subjects: Vec::new(),
-            key: keys::own(node),
+            key: keys::own(node as u64),
             gaps: Vec::new(),
         };
         let kept = Kept { orders: found.kept.orders, ..found.kept };

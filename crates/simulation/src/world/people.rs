@@ -5,16 +5,11 @@ use std::time::Duration;
 use estoppel_killswitch::{Audience, Signer as _, enforcer};
 use estoppel_model::{Actor, EntityId, Order, OrderBody, OrderId, ScopeSet, SignedOrder};
 use estoppel_orderfile::OrderSpool;
+use estoppel_testkit::keys::{self, Keys};
 use uuid::Uuid;
 
 use super::{Event, World};
-use crate::{
-    Action,
-    coverage::Fault,
-    disk::DiskFile,
-    keys::{self, Keys},
-    scenario,
-};
+use crate::{Action, coverage::Fault, disk::DiskFile, scenario};
 
 const SPOOL: &str = OrderSpool::<DiskFile>::FILE;
 const CACHE: &str = "orders";
@@ -236,7 +231,10 @@ impl World {
         self.number();
         self.coverage.happened(Fault::LocalHalt);
         self.oracle.gave(&order);
-        self.at_node(node, enforcer::Input::Local(keys::sign(&keys::own(node), text(&order))));
+        self.at_node(
+            node,
+            enforcer::Input::Local(keys::sign(&keys::own(node as u64), text(&order))),
+        );
         self.keep(node);
     }
 

@@ -11,6 +11,7 @@ use estoppel_killswitch::{
 };
 use estoppel_model::{Boottime, OrderBody, OrderId, SignedOrder};
 use estoppel_orderfile::{AppendError, OrderSpool};
+use estoppel_testkit::keys::Keys;
 use rand::{RngExt as _, rngs::StdRng};
 
 use super::{
@@ -21,7 +22,6 @@ use crate::{
     bug::Bug,
     coverage::Fault,
     disk::{Disk, DiskFile},
-    keys::Keys,
     machine::Machine,
 };
 

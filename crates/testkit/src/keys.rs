@@ -6,19 +6,20 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use estoppel_killswitch::{Signatures, Signer};
 use estoppel_model::SignedOrder;
 
-const SERVERS: &str = "the servers' key";
+/// The servers' key.
+pub const SERVER: &str = "the servers' key";
 
 /// The servers' keys, and the judge of everybody's.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Keys;
+pub struct Keys;
 
-/// The key of an enforcer's host.
-pub(crate) fn own(node: usize) -> String {
-    format!("{node:064x}")
+/// The key of an enforcer's host: 64 hex digits, as real ones.
+pub fn own(number: u64) -> String {
+    format!("{number:064x}")
 }
 
 /// Signs with a key.
-pub(crate) fn sign(key: &str, order: String) -> SignedOrder {
+pub fn sign(key: &str, order: String) -> SignedOrder {
     let mut hasher = DefaultHasher::new();
     (key, &order).hash(&mut hasher);
     SignedOrder { order, key: key.to_owned(), signature: format!("{:x}", hasher.finish()) }
@@ -32,10 +33,10 @@ impl Signatures for Keys {
 
 impl Signer for Keys {
     fn key(&self) -> &str {
-        SERVERS
+        SERVER
     }
 
     fn sign(&self, order: String) -> SignedOrder {
-        sign(SERVERS, order)
+        sign(SERVER, order)
     }
 }
