@@ -40,7 +40,7 @@ pub use self::{
 };
 use crate::{
     Audience, Digest, Insert, Now, OrderSet, Signer, Verdicts,
-    frame::{Action, EnforcerKind, ORDER_BYTES_MAX, ToEnforcer, ToServer},
+    frame::{Action, EnforcerKind, ORDER_BYTES_MAX, SetDigest, ToEnforcer, ToServer},
 };
 
 /// How a switch behaves.
@@ -123,6 +123,8 @@ impl Connection {
 #[derive(Debug)]
 struct Group {
     digest: Digest,
+    /// Of the digest, for all hellos until the next order.
+    summary: Option<SetDigest>,
     connections: BTreeSet<ConnectionId>,
 }
 
@@ -382,6 +384,7 @@ impl Switch {
             }
             if let Some(mark) = self.orders.mark(order.id) {
                 group.digest.add(mark);
+                group.summary = None;
             }
             let connections = group.connections.iter().copied().collect();
             effects.push(Effect::Broadcast { connections, frame: frame.clone() });

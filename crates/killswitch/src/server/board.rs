@@ -275,7 +275,7 @@ impl Board {
         &self,
         order: OrderId,
         orders: &OrderSet,
-        enforcers: &BTreeMap<EnforcerId, EnforcerState>,
+        enforcers: &Enforcers,
         now: Now,
         listing: Listing,
     ) -> Option<HaltProgress> {
@@ -283,10 +283,7 @@ impl Board {
         let mut rows: Vec<Row<'_>> = tracked
             .members
             .iter()
-            .map(|(id, member)| {
-                let live = enforcers.get(id).and_then(|state| state.lease_until);
-                Row::new(*id, member, live.or(member.lease_until), now)
-            })
+            .map(|(id, member)| Row::new(*id, member, enforcers, now))
             .collect();
         let count = |is: fn(&Row<'_>) -> bool| {
             rows.iter().filter(|row| row.member.expected && is(row)).count()
@@ -317,7 +314,7 @@ impl Board {
                 .filter(|_| tracked.count.unknown)
                 .map(|until| wall(until, now)),
             words,
-            enforcers: rows.iter().map(|row| row.word(now)).collect(),
+            enforcers: rows.iter().map(|row| row.word(enforcers, now)).collect(),
         })
     }
 }
@@ -326,15 +323,26 @@ impl Board {
 struct Row<'a> {
     id: EnforcerId,
     member: &'a Member,
-    lease_until: Option<Boottime>,
     by_lease: bool,
 }
 
+type Enforcers = BTreeMap<EnforcerId, EnforcerState>;
+
 impl<'a> Row<'a> {
-    fn new(id: EnforcerId, member: &'a Member, lease_until: Option<Boottime>, now: Now) -> Self {
-        let over = lease_until.is_none_or(|until| until <= now.boot);
-        let by_lease = (over || member.lapsed) && member.refusing.is_none();
-        Self { id, member, lease_until, by_lease }
+    fn new(id: EnforcerId, member: &'a Member, enforcers: &Enforcers, now: Now) -> Self {
+        let mut this = Self { id, member, by_lease: false };
+        // The lease of one that has said something does not matter, and is not looked for.
+        if member.refusing.is_none() {
+            let over = || this.lease_until(enforcers).is_none_or(|until| until <= now.boot);
+            this.by_lease = member.lapsed || over();
+        }
+        this
+    }
+
+    /// When its lease is over, or was.
+    fn lease_until(&self, enforcers: &Enforcers) -> Option<Boottime> {
+        let live = enforcers.get(&self.id).and_then(|state| state.lease_until);
+        live.or(self.member.lease_until)
     }
 
     /// Whether it is still waited for.
@@ -350,7 +358,7 @@ impl<'a> Row<'a> {
             .then_with(|| (&one.member.name, one.id).cmp(&(&other.member.name, other.id)))
     }
 
-    fn word(&self, now: Now) -> EnforcerProgress {
+    fn word(&self, enforcers: &Enforcers, now: Now) -> EnforcerProgress {
         let member = self.member;
         EnforcerProgress {
             enforcer: self.id,
@@ -362,7 +370,7 @@ impl<'a> Row<'a> {
             refusing: member.refusing,
             settled: member.settled,
             settlement: member.settlement.as_deref().cloned().unwrap_or_default(),
-            lease_until: self.lease_until.map(|until| wall(until, now)),
+            lease_until: self.lease_until(enforcers).map(|until| wall(until, now)),
             by_lease: self.by_lease,
             gone: self.member.is_gone(),
         }

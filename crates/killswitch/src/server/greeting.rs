@@ -60,10 +60,12 @@ impl Switch {
         let orders = &self.orders;
         let group = self.groups.entry(audience).or_insert_with_key(|audience| Group {
             digest: orders.digest(audience),
+            summary: None,
             connections: BTreeSet::new(),
         });
         group.connections.insert(id);
-        let equal = group.digest.summary() == hello.set;
+        let digest = &group.digest;
+        let equal = *group.summary.get_or_insert_with(|| digest.summary()) == hello.set;
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let welcome = Welcome {
             protocol: PROTOCOL,
