@@ -9,6 +9,8 @@
 //! [`estoppel_killswitch::invariant`]. It knows nothing of how the machines work: only which orders
 //! were given, when the ledger had them, which releases name which, and what each agent may do.
 //!
+//! [`fleet`] is a world apart, of one server and 100,000 enforcers: what they cost, where nothing fails.
+//!
 //! Planted bugs ([`Bug`]) show that it can fail. They sit where the machines meet the world, so
 //! that no switch for them is in a product.
 //!
@@ -29,6 +31,7 @@
 mod bug;
 mod coverage;
 mod disk;
+mod fleet;
 mod machine;
 mod minimise;
 mod oracle;
@@ -47,6 +50,7 @@ use estoppel_killswitch::invariant::{Invariant, Violation};
 
 pub use bug::Bug;
 pub use coverage::{Coverage, Fault};
+pub use fleet::{FLEET_MAX, FleetReport, Halt, Memory, Restart, Spent, Work, fleet};
 pub use minimise::minimise;
 pub use scenario::{Action, Scenario};
 

@@ -7,15 +7,17 @@ use std::{
     time::Instant,
 };
 
-use estoppel_simulation::{Bug, Failure, Scenario, minimise, run_many, run_scenario};
+use estoppel_simulation::{Bug, Failure, Scenario, fleet, minimise, run_many, run_scenario};
 
 const USAGE: &str = "\
 simulate SEED [--planted BUG]                      replay one seed, with a trace
 simulate --seeds N [--from SEED] [--planted BUG]   run many
+simulate --fleet N [--from SEED]                   one server and N enforcers: what they cost, as JSON
 
     simulate 42
     simulate --seeds 100000
     simulate --seeds 500 --planted halt-expires
+    simulate --fleet 100000
 
 Ends with status 1 when an invariant is broken, and says which and how to replay it.
 ";
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
     let output = match Order::read(std::env::args().skip(1)) {
         Ok(Order::One { seed, planted }) => one(seed, planted),
         Ok(Order::Many { seeds, from, planted }) => many(seeds, from, planted),
+        Ok(Order::Fleet { enforcers, from }) => costs(enforcers, from),
         Ok(Order::Help) => Ok(USAGE.to_owned()),
         Err(wrong) => Err(format!("simulate: {wrong}\n\n{USAGE}")),
     };
@@ -41,26 +44,33 @@ enum Order {
     Help,
     One { seed: u64, planted: Option<Bug> },
     Many { seeds: u64, from: u64, planted: Option<Bug> },
+    Fleet { enforcers: u64, from: u64 },
 }
 
 impl Order {
     fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let (mut seed, mut seeds, mut from, mut planted) = (None, None, 0, None);
+        let (mut seed, mut seeds, mut enforcers) = (None, None, None);
+        let (mut from, mut planted) = (0, None);
         while let Some(argument) = arguments.next() {
             let mut value =
                 || arguments.next().ok_or_else(|| format!("`{argument}` needs a value"));
             match argument.as_str() {
                 "--help" | "-h" => return Ok(Self::Help),
                 "--seeds" => seeds = Some(number(&value()?)?),
+                "--fleet" => enforcers = Some(number(&value()?)?),
                 "--from" => from = number(&value()?)?,
                 "--planted" => planted = Some(bug(&value()?)?),
                 other => seed = Some(number(other)?),
             }
         }
-        match (seed, seeds) {
-            (Some(seed), None) => Ok(Self::One { seed, planted }),
-            (None, Some(seeds)) => Ok(Self::Many { seeds, from, planted }),
-            _ => Err("give a seed, or `--seeds`".to_owned()),
+        match (seed, seeds, enforcers) {
+            (Some(seed), None, None) => Ok(Self::One { seed, planted }),
+            (None, Some(seeds), None) => Ok(Self::Many { seeds, from, planted }),
+            (None, None, Some(enforcers)) if planted.is_none() => {
+                Ok(Self::Fleet { enforcers, from })
+            }
+            (None, None, Some(_)) => Err("nothing is planted in a fleet".to_owned()),
+            _ => Err("give a seed, `--seeds` or `--fleet`".to_owned()),
         }
     }
 }
@@ -105,6 +115,13 @@ fn many(seeds: u64, from: u64, planted: Option<Bug>) -> Result<String, String> {
     // Writing to a text cannot fail.
     let _ = writeln!(text, "{} of {seeds} seeds failed", failed.len());
     Err(text)
+}
+
+/// What a fleet costs; or, on standard output all the same, what is wrong with it.
+fn costs(enforcers: u64, from: u64) -> Result<String, String> {
+    let report = fleet(usize::try_from(enforcers).unwrap_or(usize::MAX), from)?;
+    let text = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;
+    Ok(format!("{text}\n"))
 }
 
 fn line(seed: u64, failure: &Failure) -> String {

@@ -11,7 +11,9 @@
 use std::fmt::Write as _;
 
 use estoppel_killswitch::invariant::Invariant;
-use estoppel_simulation::{Bug, Failure, Fault, Scenario, minimise, run, run_many, run_scenario};
+use estoppel_simulation::{
+    Bug, FLEET_MAX, Failure, Fault, Scenario, Work, fleet, minimise, run, run_many, run_scenario,
+};
 
 /// Seeds of the sample.
 const SEEDS: u64 = 2_000;
@@ -114,6 +116,31 @@ fn a_missing_fsync_is_found() {
 #[test]
 fn a_restart_that_takes_those_it_knows_for_all_is_found() {
     is_found(Bug::PredecessorForgotten);
+}
+
+/// K7: a server and a fleet, through a restart of the server with all coming back at once, and a
+/// halt that all confirm; each of their invariants was checked, and the numbers are those of all.
+#[test]
+fn a_fleet_comes_back_and_confirms() {
+    const ENFORCERS: usize = 3_000;
+    let report = fleet(ENFORCERS, 0).unwrap();
+    assert_eq!((report.halt.expected, report.restart.leases_lost), (ENFORCERS, 0));
+    let steps = |work| report.server[&work].steps;
+    let all = ENFORCERS as u64;
+    let greeted = [Work::FirstHello, Work::Have, Work::Hello].map(steps);
+    assert_eq!(greeted, [all, all, all], "after the restart all have what it has");
+    // Of the old halt and the new; what was said before the restart is said again.
+    assert_eq!((steps(Work::Refusing), steps(Work::Settled)), (3 * all, 3 * all));
+    assert!(report.halt.all_refuse_ms <= report.halt.all_settled_ms, "{:?}", report.halt);
+    // The server's first leases were over by then, and not before.
+    let since_start = report.restart.all_back_ms + 1_000 + report.halt.confirmed_ms;
+    assert!((14_990..16_000).contains(&since_start), "{:?} {:?}", report.restart, report.halt);
+    assert!(report.memory.bytes_each > 0.0, "{:?}", report.memory);
+    for count in report.invariants {
+        let checked = count.checks > 0 || count.invariant == Invariant::AcknowledgedIsKept;
+        assert!(checked && count.violations == 0, "{count:?}");
+    }
+    assert!(fleet(0, 0).is_err() && fleet(FLEET_MAX + 1, 0).is_err());
 }
 
 /// A failing scenario is shortened to what matters, and still fails alike.
