@@ -8,11 +8,12 @@ use url::Url;
 
 use crate::{
     Allowlist, AllowlistSuggestion, ApproveReleaseRequest, ApproveRequest, AssignRequest,
-    BlockRequest, CloseRequest, CredentialMinted, CredentialRequest, DrillSummary,
-    EvidenceAccepted, GatewayPolicy, HaltAccepted, HaltPlan, HaltRequest, HaltStatus,
-    IncidentOpened, IncidentSummary, IngestReport, KillSwitchState, NoteRequest,
-    OpenIncidentRequest, PlanRequest, Problem, ReleaseAccepted, ReleasePending, ReleaseRequest,
-    RunSummary, SqlRequest, SqlTable, Status, TokenMinted, TokenRequest, TokenSummary, Trust,
+    BlockRequest, BreakGlassMade, BreakGlassRequest, BreakGlassSummary, CloseRequest,
+    CredentialMinted, CredentialRequest, DrillSummary, EvidenceAccepted, GatewayPolicy,
+    HaltAccepted, HaltPlan, HaltRequest, HaltStatus, IncidentOpened, IncidentSummary, IngestReport,
+    KillSwitchState, NoteRequest, OpenIncidentRequest, PlanRequest, Problem, ReleaseAccepted,
+    ReleasePending, ReleaseRequest, RunSummary, SqlRequest, SqlTable, Status, TokenMinted,
+    TokenRequest, TokenSummary, Trust,
 };
 
 /// How long a request may take, connecting included.
@@ -256,6 +257,10 @@ endpoints! {
     releases_pending() => Vec<ReleasePending>, get "/v1/releases";
     /// Sends a canary through every connected enforcer, and waits for what it came to.
     drill_kill_switch() body request: serde_json::Value => DrillSummary, post "/v1/drills/kill-switch";
+    /// Makes a break-glass file.
+    make_break_glass() body request: BreakGlassRequest => BreakGlassMade, post "/v1/break-glass";
+    /// Lists the break-glass files that were made or used, the latest first.
+    break_glasses() => Vec<BreakGlassSummary>, get "/v1/break-glass";
     /// Lists the last drills, the latest first.
     drills() => Vec<DrillSummary>, get "/v1/drills";
     /// Asks whether a scope (percent-encoded) is halted.

@@ -4,6 +4,7 @@
 //! suggestion, so that a misspelt `until` cannot pass for a halt without end. The frames of the
 //! enforcers' stream are in `killswitch::frame`, beside the state machines that speak them.
 
+mod break_glass;
 mod client;
 mod drill;
 mod event;
@@ -17,6 +18,7 @@ mod status;
 mod token;
 mod trust;
 
+pub use break_glass::{BreakGlassMade, BreakGlassRequest, BreakGlassSummary, BreakGlassUsed};
 pub use client::{Client, ClientError};
 pub use drill::{DrillOutcome, DrillStatus, DrillSummary, DrilledEnforcer, Spread};
 pub use event::{

@@ -17,7 +17,7 @@ pub(crate) use self::{
         AllowlistCommand, BackupArgs, BackupCommand, IncidentCommand, LedgerCommand,
         PlaybookCommand, ReportArgs, SqlArgs,
     },
-    tokens::{Expiry, TokenCommand},
+    tokens::{BreakGlassCommand, Expiry, TokenCommand},
 };
 
 /// Stops AI agents, proves that they stopped, and keeps the evidence.
@@ -120,6 +120,11 @@ Examples:
   estoppel release user:bob --reason 'password changed' --watch 7d
   estoppel release --approve 0199... --reason 'checked the logs'     as the second person")]
     Release(ReleaseArgs),
+    /// Make files by which agents go on for a while although no server answers
+    BreakGlass {
+        #[command(subcommand)]
+        command: BreakGlassCommand,
+    },
     /// Try the kill switch on nobody, and see how long it takes
     Drill {
         #[command(subcommand)]

@@ -6,7 +6,8 @@
 //! What it holds to: orders are only added, those of the server's key that it saw first, and halts
 //! of its own key. Without a lease it refuses; the lease grows only by answers to its own pings,
 //! which it sends when its orders are in step. A validly signed order that it does not understand
-//! refuses its scope.
+//! refuses its scope. Without a lease agents go on by a break-glass file alone
+//! ([`crate::break_glass`]), which ends no order.
 
 mod confirmations;
 mod io;
@@ -19,6 +20,7 @@ use self::confirmations::Confirmations;
 pub use self::io::{Effect, Input, Keep, Kept, Profile};
 use crate::{
     Audience, Insert, Lease, Now, OrderSet, Signatures, Verdicts,
+    break_glass::{Glass, GlassUse, Holder, SignedBreakGlass},
     frame::{
         self, CONTACT_BYTES_MAX, Hello, IDS_PER_FRAME_MAX, Outcome, PROTOCOL, Settlement,
         ToEnforcer, ToServer, Welcome,
@@ -52,6 +54,9 @@ pub struct Enforcer {
     contact: Option<String>,
     orders: OrderSet,
     lease: Lease,
+    glass: Glass,
+    /// Whether the lease held at the last step.
+    leased: bool,
     /// Whether `LeaseLost` was said last.
     lost: bool,
     phase: Phase,
@@ -64,6 +69,8 @@ pub struct Enforcer {
     outcomes: VecDeque<Outcome>,
     /// Local halts that were given between the hello and the welcome.
     unlisted: Vec<SignedOrder>,
+    /// When the first step was taken.
+    began: Option<Boottime>,
     /// Kept orders, which count as arrived with the first step.
     restored: Vec<Arc<Order>>,
 }
@@ -82,7 +89,7 @@ impl Enforcer {
     /// An enforcer that starts, and for how many of the kept orders the signature was wrong: those
     /// are left out, and whoever kept them should be doubted.
     pub fn new(profile: Profile, signatures: Box<dyn Signatures>, kept: Kept) -> (Self, usize) {
-        let Kept { server_key, tenant, checkpoint, contact, orders } = kept;
+        let Kept { server_key, tenant, checkpoint, contact, break_glass, orders } = kept;
         let mut this = Self {
             profile,
             signatures,
@@ -92,6 +99,8 @@ impl Enforcer {
             contact,
             orders: OrderSet::default(),
             lease: Lease::default(),
+            glass: Glass::default(),
+            leased: false,
             lost: true,
             phase: Phase::Disconnected,
             synced_before: false,
@@ -102,8 +111,10 @@ impl Enforcer {
             confirmations: Confirmations::default(),
             outcomes: VecDeque::new(),
             unlisted: Vec::new(),
+            began: None,
             restored: Vec::new(),
         };
+        this.glass = Glass::new(break_glass, &this.holder());
         let mut wrong = 0;
         for signed in orders {
             if this.may_take(&signed).is_err() || this.orders.insert_or_refuse(signed).is_err() {
@@ -118,6 +129,7 @@ impl Enforcer {
     /// Takes what happened and returns what to do, in order.
     pub fn step(&mut self, input: Input, now: Now) -> Vec<Effect> {
         let mut effects = Vec::new();
+        self.began.get_or_insert(now.boot);
         for order in std::mem::take(&mut self.restored) {
             self.confirmations.arrived(&order, now);
             effects.push(Effect::Ordered(order));
@@ -143,6 +155,12 @@ impl Enforcer {
                 self.outcomes.push_back(outcome);
             }
             Input::Local(signed) => self.local(signed, now, &mut effects),
+            Input::BreakGlass(file) => self.break_glass(file.as_deref(), now, &mut effects),
+            Input::BreakGlassKept(kept) => {
+                if self.glass.kept(&kept) {
+                    effects.push(Effect::Publish);
+                }
+            }
         }
         self.time_passed(now, &mut effects);
         effects
@@ -150,7 +168,11 @@ impl Enforcer {
 
     /// When the next [`Input::Tick`] is due at the latest.
     pub fn next_tick(&self) -> Boottime {
-        let lease = if self.lost { None } else { self.lease.until() };
+        let lease = match (self.leased, self.lost) {
+            (true, _) => self.lease.until(),
+            (false, false) => self.glass.until(),
+            (false, true) => None,
+        };
         let connection = match self.phase {
             Phase::Disconnected => None,
             Phase::Greeting | Phase::Syncing => Some(self.silent_after()),
@@ -185,6 +207,25 @@ impl Enforcer {
         self.lease.until()
     }
 
+    /// Until when agents go on by a break-glass, whether or not the lease is over.
+    pub const fn goes_on_until(&self) -> Option<Boottime> {
+        self.glass.until()
+    }
+
+    /// Whether it is time to look for a break-glass file: the lease is over, or should have been
+    /// renewed by now; or there was none, and servers had time to answer since the start.
+    pub fn looks_for_break_glass(&self, now: Boottime) -> bool {
+        match self.lease.until() {
+            Some(until) => until.since(now) <= self.lease_duration / 2,
+            None => self.began.is_some_and(|began| now.since(began) >= GREETING_MAX),
+        }
+    }
+
+    /// How much was used of break-glass files, on this and earlier runs.
+    pub fn break_glass_uses(&self) -> impl Iterator<Item = &GlassUse> {
+        self.glass.uses()
+    }
+
     /// Whether the orders were in step with a server's at least once since the start.
     pub const fn has_synced(&self) -> bool {
         self.synced_before
@@ -204,7 +245,43 @@ impl Enforcer {
             tenant: self.tenant.clone(),
             checkpoint: self.checkpoint.clone(),
             contact: self.contact.clone(),
+            break_glass: self.glass.uses().cloned().collect(),
             orders,
+        }
+    }
+
+    fn holder(&self) -> Holder<'_> {
+        Holder {
+            name: &self.profile.name,
+            tenant: self.tenant.as_ref(),
+            server_key: self.server_key.as_deref(),
+            signatures: &*self.signatures,
+            lease_until: self.lease.until(),
+        }
+    }
+
+    fn break_glass(
+        &mut self,
+        file: Option<&SignedBreakGlass>,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        let before = self.glass.until();
+        match file {
+            None => self.glass.withdrawn(),
+            Some(file) => {
+                let mut glass = std::mem::take(&mut self.glass);
+                let found = glass.found(file, &self.holder(), now);
+                self.glass = glass;
+                match found {
+                    Ok(None) => {}
+                    Ok(Some(usage)) => effects.push(Effect::Keep(Keep::BreakGlass(usage.into()))),
+                    Err(error) => effects.push(Effect::BreakGlassRefused(error)),
+                }
+            }
+        }
+        if self.glass.until() != before {
+            effects.insert(0, Effect::Publish);
         }
     }
 
@@ -212,6 +289,7 @@ impl Enforcer {
         self.phase = Phase::Greeting;
         self.unlisted.clear();
         self.lease.disconnected();
+        self.glass.connected();
         self.heard_at = now.boot;
         let Profile { id, kind, name, subjects, key, gaps } = self.profile.clone();
         let hello = Hello {
@@ -465,10 +543,19 @@ impl Enforcer {
     }
 
     fn time_passed(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let holds = self.lease.holds(now.boot);
+        let leased = self.lease.holds(now.boot);
+        if leased && self.phase == Phase::InSync {
+            // Who gives leases has a ledger to write it into.
+            let untold = self.glass.untold().into_iter();
+            effects.extend(untold.map(|usage| Effect::Send(ToServer::BreakGlass(Box::new(usage)))));
+        }
+        let ended = std::mem::replace(&mut self.leased, leased) && !leased;
+        let holds = leased || self.glass.holds(now.boot);
         if holds == self.lost {
             self.lost = !holds;
             effects.push(if holds { Effect::LeaseRegained } else { Effect::LeaseLost });
+        } else if ended {
+            effects.push(Effect::GoesOn);
         }
         if self.phase == Phase::InSync && now.boot >= self.next_ping {
             let nonce = self.lease.ping(now.boot);

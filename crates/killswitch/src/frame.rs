@@ -12,6 +12,8 @@ use estoppel_model::{EnforcerId, EntityId, IncidentId, OrderId, SignedOrder, Sub
 use serde::{Deserialize, Deserializer, Serialize, de};
 use uuid::Uuid;
 
+use crate::break_glass::GlassUse;
+
 /// Version of these frames.
 pub const PROTOCOL: u16 = 1;
 /// Longest frame, in bytes; longer ones end the connection.
@@ -129,6 +131,9 @@ pub enum ToServer {
     Confirm(Box<Confirmation>),
     /// What an action came to.
     Outcome(Box<Outcome>),
+    /// Agents went on without a lease, by a break-glass; told on each connection, and again with
+    /// more.
+    BreakGlass(Box<GlassUse>),
     /// A frame of a newer version.
     #[serde(other)]
     Unknown,

@@ -24,7 +24,7 @@ use estoppel_model::{Boottime, OrderId};
 use serde::Serialize;
 
 pub use self::{at_enforcer::EnforcerWatch, at_server::ServerWatch};
-use crate::LEASE_MAX;
+use crate::{LEASE_MAX, break_glass};
 
 /// What must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -72,7 +72,10 @@ impl Invariant {
             Self::StartingAlwaysDoes => {
                 "An order ends by a release that names it, and by nothing else."
             }
-            Self::Lease => "An agent acts at most one lease after a halt is in the ledger.",
+            Self::Lease => {
+                "An agent acts at most one lease after a halt is in the ledger, or by a break-glass \
+                 that is signed, counted and short."
+            }
             Self::Confirmed => {
                 "Who is counted as refusing refuses, and nobody acts who is not counted."
             }
@@ -129,6 +132,24 @@ pub enum Observation {
         until: Option<Boottime>,
         /// The answer that moved it, if there was one.
         answer: Option<Answer>,
+    },
+    /// Agents are let go on by a break-glass, further than before.
+    WentOn {
+        /// Until when.
+        until: Boottime,
+        /// When that was decided.
+        now: Boottime,
+        /// When the lease is over, if there was one.
+        lease_until: Option<Boottime>,
+        /// Whether it was written before that this time is used.
+        paid: bool,
+    },
+    /// Time of a break-glass was used, in all.
+    Spent {
+        /// How much.
+        used: Duration,
+        /// How much its file allows.
+        allowed: Duration,
     },
     /// An agent may act although a halt that reaches it has been accepted.
     Acts {
@@ -209,7 +230,10 @@ impl Observation {
         match self {
             Self::Taken { .. } => Invariant::StopNeverWaits,
             Self::Ended { .. } | Self::InForce { .. } => Invariant::StartingAlwaysDoes,
-            Self::LeaseMoved { .. } | Self::Acts { .. } => Invariant::Lease,
+            Self::LeaseMoved { .. }
+            | Self::WentOn { .. }
+            | Self::Spent { .. }
+            | Self::Acts { .. } => Invariant::Lease,
             Self::Said { .. } | Self::Counted { .. } | Self::AllRefuse { .. } => {
                 Invariant::Confirmed
             }
@@ -252,6 +276,24 @@ impl Observation {
                     format!("a lease of {until:?} was taken from an answer that is worth {worth:?}")
                 }
             },
+            Self::WentOn { until, now, lease_until, paid } => {
+                let bound = match lease_until {
+                    _ if paid => now + break_glass::SLICE,
+                    Some(lease) if now < lease => lease + break_glass::GRACE,
+                    _ => now,
+                };
+                if until <= bound {
+                    return Ok(());
+                }
+                let (until, bound) = (until.since(now), bound.since(now));
+                format!("agents go on for {until:?} without a lease, where {bound:?} are covered")
+            }
+            Self::Spent { used, allowed } => {
+                if used <= allowed {
+                    return Ok(());
+                }
+                format!("{used:?} of a break-glass are used that allows {allowed:?}")
+            }
             Self::Acts { halt, after, bound } => {
                 if after <= bound {
                     return Ok(());

@@ -4,6 +4,7 @@
 //! - [`OrderSet`]: all orders that a side knows; only ever grows (invariant *starting-always-does*).
 //! - [`Verdicts`]: the fold of what is in force, for the hot path (*hot-path-is-local*).
 //! - [`Lease`]: until when an enforcer may go on without a server (*lease*).
+//! - [`break_glass`]: the one way to go on without, signed and short.
 //! - [`enforcer::Enforcer`] and [`server::Switch`]: the two sides, `step(input, now) → effects`.
 //!   Everything else only drives them, the simulation does, too.
 //! - [`invariant`]: the registry of what must hold, and what checks it while both run.
@@ -22,6 +23,7 @@ mod sorted;
 mod tests;
 mod verdicts;
 
+pub mod break_glass;
 pub mod enforcer;
 pub mod frame;
 pub mod invariant;

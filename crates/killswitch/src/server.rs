@@ -14,6 +14,7 @@
 //! anyway, and start nothing.
 
 mod board;
+mod glass;
 mod greeting;
 mod hand_back;
 mod io;
@@ -106,6 +107,8 @@ struct Connection {
     phase: Phase,
     /// Halts of the enforcer's own key that came on this connection.
     handed_back: usize,
+    /// How often it told of break-glass.
+    glass_words: usize,
     /// The last ping, while leases are held back.
     held: Option<u64>,
 }
@@ -228,6 +231,7 @@ impl Switch {
                     audience,
                     phase: Phase::Connected,
                     handed_back: 0,
+                    glass_words: 0,
                     held: None,
                 };
                 self.connections.insert(connection, entry);
@@ -431,6 +435,9 @@ impl Switch {
             }
             (ToServer::Outcome(outcome), Phase::Syncing(enforcer) | Phase::InSync(enforcer)) => {
                 effects.push(Effect::Outcome { enforcer: *enforcer, outcome });
+            }
+            (ToServer::BreakGlass(usage), Phase::Syncing(_) | Phase::InSync(_)) => {
+                self.glass_used(id, usage, effects);
             }
             (_, Phase::Connected) => close(id, "the first frame must be a hello", effects),
             (ToServer::Hello(_), _) => close(id, "a second hello", effects),

@@ -36,6 +36,11 @@ impl Cache {
         Ok((Self { orders, _lock: lock }, found))
     }
 
+    /// Whether everything that was to be kept is on the disk.
+    pub(crate) const fn is_well(&self) -> bool {
+        self.orders.is_well()
+    }
+
     /// Appends, and returns when it is on the disk.
     pub(crate) fn append(&mut self, things: &[Keep]) -> io::Result<()> {
         self.orders.append(things)

@@ -17,6 +17,7 @@ use crate::{
     LinkConfig, LinkError, UploadConfig, UploadStatus, Uploader, View,
     cache::Cache,
     connection::Connector,
+    glass::GlassFile,
     keys::{Ed25519, Keys},
     station::Station,
     tasks,
@@ -45,9 +46,10 @@ pub enum LinkEvent {
     },
     /// Do this once; then call [`Link::outcome`].
     Action(Box<Action>),
-    /// The lease is over and everything is refused. Not sent with [`crate::OnLost::Allow`].
+    /// The lease is over, no break-glass lets agents go on, and everything is refused. Not sent with
+    /// [`crate::OnLost::Allow`].
     LeaseLost,
-    /// A lease holds again, also the first one.
+    /// A lease holds again, also the first one; or a break-glass lets agents go on without.
     LeaseRegained,
 }
 
@@ -60,6 +62,8 @@ pub struct LinkStatus {
     pub connected_to: Option<url::Url>,
     /// When the lease is over.
     pub lease_until: Option<Boottime>,
+    /// Until when a break-glass lets agents go on; it is renewed while its file lies there.
+    pub goes_on_until: Option<Boottime>,
     /// How many orders are in force.
     pub orders_in_force: usize,
     /// What is wrong, in words, such as a server whose key has changed.
@@ -129,7 +133,8 @@ impl Link {
         let station =
             Arc::new(Station::new(id, enforcer, clock, keys, config.on_lost, cache, damage));
         let (sender, events) = mpsc::channel(EVENTS);
-        tasks::start(&station, connector, sender, tasks, &stop);
+        let glass = config.state_dir.as_deref().map(GlassFile::of);
+        tasks::start(&station, connector, glass, sender, tasks, &stop);
         Ok((Self { station, uploader }, events))
     }
 
@@ -177,7 +182,7 @@ impl Link {
     }
 
     /// Resolves once a lease holds for the first time: the orders are in step with a server's and
-    /// what is not halted may go. Safe to cancel.
+    /// what is not halted may go; or once a break-glass lets it go without. Safe to cancel.
     pub async fn ready(&self) {
         let mut ready = self.station.ready.subscribe();
         // The sender lives in the station, which this handle holds.
@@ -197,6 +202,7 @@ impl Link {
             enforcer: self.station.id,
             connected_to: standing.connected_to,
             lease_until: standing.lease_until,
+            goes_on_until: standing.goes_on_until,
             orders_in_force: standing.orders_in_force,
             problem: standing.problem,
             events: self.uploader.status(),

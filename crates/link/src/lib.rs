@@ -11,6 +11,7 @@
 mod cache;
 mod config;
 mod connection;
+mod glass;
 mod handle;
 mod keys;
 mod spool;

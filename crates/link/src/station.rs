@@ -11,7 +11,9 @@ use std::{
 
 use arc_swap::ArcSwap;
 use estoppel_killswitch::{
-    Now, canary_of,
+    Now,
+    break_glass::{FILE_NAME, SignedBreakGlass},
+    canary_of,
     enforcer::{Effect, Enforcer, Input, Keep},
     frame::{Action, ActionResult, Outcome, ToServer},
     invariant::{EnforcerWatch, Tally},
@@ -50,6 +52,8 @@ pub(crate) struct Station {
     pub(crate) hang_up: Notify,
     /// The next tick may be due earlier than it was.
     pub(crate) ticks: Notify,
+    /// The lease is over.
+    pub(crate) lost: Notify,
 }
 
 struct State {
@@ -69,6 +73,19 @@ struct State {
     problem: Option<String>,
     /// What is wrong with the keeping; no connection mends it.
     disk_problem: Option<String>,
+    /// Agents go on by a break-glass, or why they do not.
+    glass: Option<Result<(), String>>,
+}
+
+/// Why a file is not looked at.
+const DOUBTED: &str = "what was kept here is damaged, and a halt may be missing";
+
+impl State {
+    /// What a person can mend comes first.
+    fn problem(&self) -> Option<String> {
+        let glass = self.glass.as_ref().and_then(|glass| glass.as_ref().err());
+        glass.or(self.problem.as_ref()).or(self.disk_problem.as_ref()).cloned()
+    }
 }
 
 /// How a station stands.
@@ -77,6 +94,7 @@ pub(crate) struct Standing {
     pub(crate) lease_until: Option<Boottime>,
     pub(crate) orders_in_force: usize,
     pub(crate) problem: Option<String>,
+    pub(crate) goes_on_until: Option<Boottime>,
 }
 
 impl Station {
@@ -93,6 +111,7 @@ impl Station {
         let published = Published {
             verdicts: enforcer.verdicts().clone(),
             lease_until: None,
+            goes_on_until: None,
             doubted,
             contact: enforcer.contact().map(Arc::from),
         };
@@ -110,6 +129,7 @@ impl Station {
             connected_to: None,
             problem: damage,
             disk_problem: None,
+            glass: None,
         };
         Self {
             id,
@@ -126,6 +146,7 @@ impl Station {
             keeps: Notify::new(),
             hang_up: Notify::new(),
             ticks: Notify::new(),
+            lost: Notify::new(),
         }
     }
 
@@ -173,7 +194,8 @@ impl Station {
         let Some(cache) = cache.as_mut() else { return false };
         let written = match replacement {
             Some(kept) => cache.replace(kept),
-            None if keeps.is_empty() => return true,
+            // What was taken out of the queue by another may have failed.
+            None if keeps.is_empty() => return cache.is_well(),
             None => cache.append(&keeps),
         };
         if let Err(error) = &written {
@@ -182,6 +204,70 @@ impl Station {
             self.lock().disk_problem = Some(problem);
         }
         written.is_ok()
+    }
+
+    /// Whether it is time to look for a break-glass file, or there was one.
+    pub(crate) fn looks_for_break_glass(&self) -> bool {
+        let state = self.lock();
+        state.enforcer.looks_for_break_glass(self.clock.boottime()) || state.glass.is_some()
+    }
+
+    /// Takes what was found in the place of a break-glass file. Blocks for an fsync where agents go
+    /// on by it: what is not written is not used.
+    pub(crate) fn found_break_glass(&self, found: Result<Option<SignedBreakGlass>, String>) {
+        let kept = {
+            let mut state = self.lock();
+            let now = self.clock.boottime();
+            let file = match found {
+                // A server answers: what lies there is of no use.
+                _ if !state.enforcer.looks_for_break_glass(now) => {
+                    state.glass = None;
+                    None
+                }
+                Ok(None) => {
+                    state.glass = None;
+                    None
+                }
+                Ok(Some(_)) if state.doubted => {
+                    Self::glass_refused(&mut state, DOUBTED.to_owned());
+                    None
+                }
+                Ok(Some(file)) => Some(Box::new(file)),
+                Err(reason) => {
+                    Self::glass_refused(&mut state, reason);
+                    None
+                }
+            };
+            let before = state.keeps.len();
+            self.step_locked(&mut state, Input::BreakGlass(file));
+            state.keeps[before..].iter().find_map(|keep| match keep {
+                Keep::BreakGlass(usage) => Some(usage.clone()),
+                _ => None,
+            })
+        };
+        let Some(usage) = kept else { return };
+        if self.keep() {
+            let mut state = self.lock();
+            self.step_locked(&mut state, Input::BreakGlassKept(usage));
+            Self::glass_taken(&mut state);
+        } else {
+            Self::glass_refused(&mut self.lock(), "its use cannot be written".to_owned());
+        }
+    }
+
+    fn glass_taken(state: &mut State) {
+        if state.glass != Some(Ok(())) {
+            tracing::warn!("no server answers; agents go on by {FILE_NAME}");
+            state.glass = Some(Ok(()));
+        }
+    }
+
+    fn glass_refused(state: &mut State, reason: String) {
+        let reason = format!("{FILE_NAME} lets nobody go on: {reason}");
+        if state.glass.as_ref().and_then(|glass| glass.as_ref().err()) != Some(&reason) {
+            tracing::error!("{reason}");
+            state.glass = Some(Err(reason));
+        }
     }
 
     /// The connection stands.
@@ -246,7 +332,8 @@ impl Station {
             connected_to: state.connected_to.clone().filter(|_| in_sync),
             lease_until: state.enforcer.lease_until(),
             orders_in_force: state.enforcer.verdicts().in_force(),
-            problem: state.problem.clone().or_else(|| state.disk_problem.clone()),
+            problem: state.problem(),
+            goes_on_until: state.enforcer.goes_on_until(),
         }
     }
 
@@ -285,7 +372,10 @@ impl Station {
             Effect::Ordered(order) => self.tell(state, LinkEvent::Ordered(order)),
             Effect::Released { orders } => self.tell(state, LinkEvent::Released { orders }),
             Effect::Act(action) => return self.act(state, action),
+            Effect::GoesOn => self.lost.notify_one(),
+            Effect::BreakGlassRefused(error) => Self::glass_refused(state, error.to_string()),
             Effect::LeaseLost => {
+                self.lost.notify_one();
                 tracing::warn!(on_lost = ?self.on_lost, "the lease is over");
                 if self.on_lost == OnLost::Refuse {
                     self.tell(state, LinkEvent::LeaseLost);
@@ -321,6 +411,7 @@ impl Station {
         self.published.store(Arc::new(Published {
             verdicts: state.enforcer.verdicts().clone(),
             lease_until: state.enforcer.lease_until(),
+            goes_on_until: state.enforcer.goes_on_until(),
             doubted: state.doubted,
             contact: state.enforcer.contact().map(Arc::from),
         }));

@@ -1,4 +1,4 @@
-//! The four tasks of a link. Each ends with the link's token; what one waits for holds up none of
+//! The five tasks of a link. Each ends with the link's token; what one waits for holds up none of
 //! the others.
 
 use std::{sync::Arc, time::Duration};
@@ -7,7 +7,7 @@ use estoppel_killswitch::enforcer::Input;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{LinkEvent, connection::Connector, station::Station};
+use crate::{LinkEvent, connection::Connector, glass::GlassFile, station::Station};
 
 /// Longest sleep between ticks: tokio's timers stand still while the machine sleeps, leases do not.
 const TICK_MAX: Duration = Duration::from_secs(1);
@@ -15,6 +15,7 @@ const TICK_MAX: Duration = Duration::from_secs(1);
 pub(crate) fn start(
     station: &Arc<Station>,
     connector: Connector,
+    glass: Option<GlassFile>,
     events: mpsc::Sender<LinkEvent>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
@@ -27,6 +28,9 @@ pub(crate) fn start(
     };
     until_stopped(Box::pin(tick(Arc::clone(station))));
     until_stopped(Box::pin(tell(Arc::clone(station), events)));
+    if let Some(glass) = glass {
+        tasks.spawn(break_glass(Arc::clone(station), glass, stop.clone()));
+    }
     tasks.spawn(keep(Arc::clone(station), stop.clone()));
     tasks.spawn(connector.run(Arc::clone(station), stop.clone()));
 }
@@ -39,6 +43,24 @@ async fn tick(station: Arc<Station>) {
         if station.next_tick() <= station.clock.boottime() {
             station.step(Input::Tick);
         }
+    }
+}
+
+/// Looks for a break-glass file while no lease holds, and takes it away when it is gone.
+async fn break_glass(station: Arc<Station>, file: GlassFile, stop: CancellationToken) {
+    loop {
+        // Whichever comes first: the lease may be over in between.
+        let pause = tokio::time::timeout(TICK_MAX, station.lost.notified());
+        if stop.run_until_cancelled(pause).await.is_none() {
+            return;
+        }
+        if !station.looks_for_break_glass() {
+            continue;
+        }
+        let (station, file) = (Arc::clone(&station), file.clone());
+        let looked = tokio::task::spawn_blocking(move || station.found_break_glass(file.read()));
+        // To its end: the folder is its next owner's afterwards. A panic there lets nobody go on.
+        let _ = looked.await;
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A check reads one atomic pointer and the boot clock and looks into an index: no lock, no
 //! allocation, no disk, no network. The lease is judged at each check, so that an enforcer refuses
-//! the moment its lease is over, whatever its tasks are doing.
+//! the moment its lease is over, whatever its tasks are doing; so is the end of a break-glass.
 
 use std::{fmt, sync::Arc};
 
@@ -26,6 +26,8 @@ pub(crate) struct Published {
     pub(crate) verdicts: Verdicts,
     /// When the lease is over; `None` before the first.
     pub(crate) lease_until: Option<Boottime>,
+    /// Until when a break-glass lets agents go on.
+    pub(crate) goes_on_until: Option<Boottime>,
     /// What was kept over the restart is damaged: a halt may be missing, so nothing goes before a
     /// server has said what is ordered.
     pub(crate) doubted: bool,
@@ -70,12 +72,21 @@ impl View {
                 _ => Refusal::Halted(order),
             });
         }
-        match published.lease_until {
-            Some(until) if self.clock.boottime() < until => Ok(()),
-            _ if self.on_lost == OnLost::Allow && !published.doubted => Ok(()),
-            Some(_) => Err(Refusal::LeaseLost),
-            None => Err(Refusal::NotYetConnected),
+        let now = self.clock.boottime();
+        if published.lease_until.is_some_and(|until| now < until) || self.goes_on(&published, now) {
+            return Ok(());
         }
+        Err(match published.lease_until {
+            Some(_) => Refusal::LeaseLost,
+            None => Refusal::NotYetConnected,
+        })
+    }
+
+    /// Whether agents go on without a lease. By the owner's choice or by a break-glass: a halt that
+    /// may be missing forbids both.
+    fn goes_on(&self, published: &Published, now: Boottime) -> bool {
+        let by_glass = published.goes_on_until.is_some_and(|until| now < until);
+        (self.on_lost == OnLost::Allow || by_glass) && !published.doubted
     }
 
     /// The earliest order that blocks the destination for the subject. `host` is in the normal form

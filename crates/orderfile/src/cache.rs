@@ -63,6 +63,11 @@ impl<D: Folder> OrderCache<D> {
         Ok((Self { folder, file: Some(file) }, found))
     }
 
+    /// Whether no write has failed since the start, or since the file was last replaced.
+    pub const fn is_well(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Appends, and returns when it is on the disk.
     ///
     /// # Errors
@@ -84,13 +89,14 @@ impl<D: Folder> OrderCache<D> {
     /// # Errors
     /// When the disk refuses; what was there before is there still, or all of this is.
     pub fn replace(&mut self, kept: Kept) -> io::Result<()> {
-        let Kept { server_key, tenant, checkpoint, contact, orders } = kept;
+        let Kept { server_key, tenant, checkpoint, contact, break_glass, orders } = kept;
         let things = server_key
             .map(Keep::ServerKey)
             .into_iter()
             .chain(std::iter::once(Keep::Tenant(tenant)))
             .chain(checkpoint.map(Keep::Checkpoint))
             .chain(std::iter::once(Keep::Contact(contact)))
+            .chain(break_glass.into_iter().map(|usage| Keep::BreakGlass(Box::new(usage))))
             .chain(orders.into_iter().map(Keep::Order));
         let lines = things.map(|thing| line::encode(&thing)).collect::<Result<String, _>>()?;
         let mut file = self.folder.create(UNFINISHED)?;
@@ -115,6 +121,7 @@ fn read(content: &[u8]) -> Found {
             Some(Keep::Tenant(tenant)) => found.kept.tenant = tenant,
             Some(Keep::Checkpoint(checkpoint)) => found.kept.checkpoint = Some(checkpoint),
             Some(Keep::Contact(contact)) => found.kept.contact = contact,
+            Some(Keep::BreakGlass(usage)) => found.kept.break_glass.push(*usage),
             Some(Keep::Order(order)) => found.kept.orders.push(order),
             None => found.damaged += 1,
         }

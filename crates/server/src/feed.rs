@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Server,
+    Server, break_glass,
     order::{self, ORDER},
     switchboard::{Accepted, News},
 };
@@ -38,6 +38,9 @@ pub(crate) async fn take(server: Server, mut news: mpsc::Receiver<News>) {
             Some(News::LeasesOver) => {
                 let incidents = server.incidents().clone();
                 server.tasks().spawn(async move { incidents.leases_over().await });
+            }
+            Some(News::BreakGlass(told)) => {
+                server.tasks().spawn(break_glass::told(server.clone(), *told));
             }
             Some(News::HandedBack { order }) => server.incidents().handed_back(&order),
             Some(News::Joined { enforcer, checkpoint }) => compare(&server, enforcer, &checkpoint),

@@ -9,6 +9,7 @@
 //! orders and actions over the stream and links none of their code.
 
 pub mod backup;
+mod break_glass;
 mod config;
 mod credential;
 mod drill;
@@ -60,6 +61,7 @@ use estoppel_playbook::Diagnostics;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use break_glass::{GlassWishError, create_locally as create_break_glass_locally};
 pub use config::{EgressResponse, ServerConfig};
 pub use http::{
     openapi,
@@ -143,6 +145,12 @@ pub enum StartError {
     Wish(#[from] WishError),
     /// The system gave no random bytes.
     #[error("the system gave no random bytes")]
+    /// A break-glass file cannot be made like this.
+    #[error(transparent)]
+    BreakGlass(#[from] GlassWishError),
+    /// A break-glass file cannot be written as JSON.
+    #[error("the break-glass file cannot be written")]
+    BreakGlassText(#[source] serde_json::Error),
     Random,
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]

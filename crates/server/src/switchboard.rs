@@ -29,7 +29,9 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{StartError, metrics::Metrics, order::Notary, spool::Spool, watched::Watched};
+use crate::{
+    StartError, break_glass::Told, metrics::Metrics, order::Notary, spool::Spool, watched::Watched,
+};
 
 /// Orders and questions that wait for the thread.
 const ORDERS_WAITING_MAX: usize = 4_096;
@@ -58,6 +60,8 @@ pub(crate) enum News {
     Joined { enforcer: EnforcerId, checkpoint: String },
     /// A halt came from an enforcer.
     HandedBack { order: Arc<Order> },
+    /// An enforcer's agents went on without a server.
+    BreakGlass(Box<Told>),
 }
 
 /// What an enforcer said of an order.
@@ -494,6 +498,13 @@ impl Desk {
                     tracing::warn!(%enforcer, order = %order.id, "an enforcer handed back an order that was missing here");
                     self.watched.publish(self.switch.verdicts());
                     self.tell(News::HandedBack { order });
+                }
+                Effect::BreakGlassUsed { enforcer, glass, usage } => {
+                    let Some(state) = self.switch.enforcer(enforcer) else { continue };
+                    let (actor, kind) = (state.actor.clone(), state.kind);
+                    let (name, glass, usage) = (state.name.clone(), *glass, *usage);
+                    let told = Told { glass, usage, actor, kind, name };
+                    self.tell(News::BreakGlass(Box::new(told)));
                 }
                 Effect::Rejected { connection, reason } => {
                     tracing::warn!(

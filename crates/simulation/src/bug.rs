@@ -32,11 +32,15 @@ pub enum Bug {
     SyncRemoved,
     /// A server that was started again takes those whom it knows for all.
     PredecessorForgotten,
+    /// An enforcer that starts has forgotten how much of a break-glass it has used.
+    BreakGlassForgotten,
+    /// A break-glass lets go what is halted.
+    BreakGlassReleases,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::ReleaseEndsOthers,
         Self::LeaseWithoutContact,
         Self::LeaseFromArrival,
@@ -47,6 +51,8 @@ impl Bug {
         Self::HaltExpires,
         Self::SyncRemoved,
         Self::PredecessorForgotten,
+        Self::BreakGlassForgotten,
+        Self::BreakGlassReleases,
     ];
 
     /// The name on the command line.
@@ -62,18 +68,22 @@ impl Bug {
             Self::HaltExpires => "halt-expires",
             Self::SyncRemoved => "sync-removed",
             Self::PredecessorForgotten => "predecessor-forgotten",
+            Self::BreakGlassForgotten => "break-glass-forgotten",
+            Self::BreakGlassReleases => "break-glass-releases",
         }
     }
 
     /// The invariant that it breaks.
     pub const fn breaks(self) -> Invariant {
         match self {
-            Self::ReleaseEndsOthers | Self::SnapshotTrusted | Self::HaltExpires => {
-                Invariant::StartingAlwaysDoes
-            }
-            Self::LeaseWithoutContact | Self::LeaseFromArrival | Self::StalenessIgnored => {
-                Invariant::Lease
-            }
+            Self::ReleaseEndsOthers
+            | Self::SnapshotTrusted
+            | Self::HaltExpires
+            | Self::BreakGlassReleases => Invariant::StartingAlwaysDoes,
+            Self::LeaseWithoutContact
+            | Self::LeaseFromArrival
+            | Self::StalenessIgnored
+            | Self::BreakGlassForgotten => Invariant::Lease,
             Self::ConfirmedTooEarly | Self::PredecessorForgotten => Invariant::Confirmed,
             Self::SpoolForgotten | Self::SyncRemoved => Invariant::AcknowledgedIsKept,
         }
@@ -106,6 +116,11 @@ pub(crate) fn verdicts(
         Some(Bug::SnapshotTrusted) => {
             let unknown = unknown.to_vec();
             Box::new(move |order| unknown.contains(&order.id))
+        }
+        Some(Bug::BreakGlassReleases) => {
+            let leased = enforcer.lease_until().is_some_and(|until| now.boot < until);
+            let goes_on = enforcer.goes_on_until().is_some_and(|until| now.boot < until);
+            Box::new(move |_| goes_on && !leased)
         }
         Some(Bug::HaltExpires) => Box::new(
             move |order| matches!(order.body, OrderBody::Halt { until: Some(until) } if until <= now.wall),

@@ -76,6 +76,8 @@ faults! {
     LocalHalt = "local halt",
     /// A server took an order from an enforcer.
     HandedBack = "order handed back",
+    /// Agents went on without a lease, by a break-glass.
+    BreakGlass = "break-glass used",
     /// The server ended a halt whose time was over.
     UntilOver = "halt until a time",
 }

@@ -91,6 +91,8 @@ pub enum Action {
     SuspendNode { node: usize, lasts: Duration },
     /// A server does not reach the ledger.
     LedgerAway { server: usize, lasts: Duration },
+    /// Somebody puts a break-glass file into an enforcer's state folder.
+    BreakGlass { node: usize, use_max: Duration, lasts: Duration },
 }
 
 impl Scenario {
@@ -108,6 +110,10 @@ impl Scenario {
         for _ in 0..random.random_range(0..4) {
             let begins = millis(&mut random, 500, heals_at);
             actions.extend(draw.mishap(&mut random, begins));
+        }
+        if random.random_bool(0.3) {
+            let begins = millis(&mut random, 500, heals_at);
+            actions.extend(draw.break_glass(&mut random, begins));
         }
         actions.sort_by_key(|(at, _)| *at);
         Self { servers, nodes, lease, actions, heals_at }
@@ -203,6 +209,35 @@ impl Draw {
                 vec![(halted, halt), (halted + soon(random, 100), power)]
             }
         }
+    }
+
+    /// A node without servers that goes on by a file, and what may happen to it meanwhile.
+    fn break_glass(&self, random: &mut StdRng, begins: Duration) -> Vec<(Duration, Action)> {
+        let node = random.random_range(0..self.nodes);
+        let lasts = self.lease + Duration::from_secs(random.random_range(10..60));
+        let use_max = Duration::from_secs(random.random_range(5..30));
+        let away = (0..self.servers).map(|server| {
+            (begins, Action::Partition { node, server, up: true, down: true, lasts })
+        });
+        let mut actions: Vec<_> = away.collect();
+        let placed = begins + millis(random, 0, self.lease * 2);
+        let valid = Duration::from_secs(random.random_range(10..120));
+        actions.push((placed, Action::BreakGlass { node, use_max, lasts: valid }));
+        for _ in 0..random.random_range(0..3) {
+            let at = placed + millis(random, 500, Duration::from_secs(30));
+            let soon = millis(random, 10, Duration::from_secs(3));
+            let power = random.random_bool(0.5);
+            actions.push((
+                at,
+                match random.random_range(0..8) {
+                    0..=4 => Action::StopNode { node, power, lasts: soon },
+                    5 => Action::JumpNodeClock { node, seconds: jump(random) },
+                    6 => Action::FillNode { node, room: 20, lasts: soon },
+                    _ => Action::HaltLocally { node, scope: scope(random) },
+                },
+            ));
+        }
+        actions
     }
 
     fn network(&self, random: &mut StdRng, server: usize, node: usize) -> Action {

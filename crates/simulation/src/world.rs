@@ -3,6 +3,7 @@
 //! Events lie in one queue, by time and then in the order of their making. What belongs to a machine
 //! that sleeps waits until it wakes; what belongs to a life of a process that has ended is nothing.
 
+mod glass;
 mod network;
 mod node;
 mod people;
@@ -363,7 +364,11 @@ impl World {
                 let named = self.nodes[node].shows(&given.order);
                 seen.push(Observation::Ended { order, named });
             }
+            // What it never heard of it cannot hold to: that is what a break-glass decides.
+            let excused =
+                self.nodes[node].goes_on(time) && !self.nodes[node].taken.contains(&order);
             if let Some(since) = given.since
+                && !excused
                 && own.admits(&given.order)
                 && time >= since + bound
             {

@@ -1,4 +1,4 @@
-//! Arguments of tokens, and when one ends.
+//! Arguments of tokens and of break-glass files, and when one ends.
 
 use std::path::PathBuf;
 
@@ -7,6 +7,7 @@ use estoppel_api::Role;
 use estoppel_model::{EntityId, Timestamp};
 
 use super::SubjectArgs;
+use crate::span::Span;
 
 /// When a token ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +89,40 @@ An enforcer whose token is revoked refuses everything when its lease is over.")]
         #[command(flatten)]
         subject: SubjectArgs,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BreakGlassCommand {
+    /// Make a file; put it as break-glass.json into an enforcer's state folder
+    #[command(after_help = "\
+Examples:
+  estoppel break-glass create --until 30d --reason 'sealed envelope' > break-glass.json
+  estoppel break-glass create --until 4h --for 1h --enforcer web-3 --reason 'outage of 22 November'
+  estoppel break-glass create --until 4h --reason outage --data /var/lib/estoppel    without a server
+
+Halts that an enforcer knows stay in force. It works while no server gives a lease, and no longer.")]
+    Create {
+        /// When the file ends: 4h, 30d, or a time; at most 90 days ahead
+        #[arg(long, value_name = "WHEN")]
+        until: Expiry,
+        /// How long each enforcer goes on by it, in all
+        #[arg(long = "for", value_name = "SPAN", default_value = "4h")]
+        use_max: Span,
+        /// Why
+        #[arg(long, short)]
+        reason: String,
+        /// Only for enforcers of this name, as `estoppel status` shows it
+        #[arg(long, value_name = "NAME", conflicts_with = "tenant")]
+        enforcer: Option<String>,
+        /// Only for enforcers whose token is bound to this tenant
+        #[arg(long)]
+        tenant: Option<EntityId>,
+        /// Sign it with the key of this data folder, instead of asking a server
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+    },
+    /// List the files that were made or used, and by how many enforcers
+    List,
 }
 
 #[cfg(test)]

@@ -1,12 +1,16 @@
 //! What `gateway` and `run` have in common: a link, and the policy that follows the server's.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use estoppel_api::{Client, GatewayPolicy};
 use estoppel_gateway::{Gateway, HostOverride, Mode, Policy};
 use estoppel_link::frame::EnforcerKind;
 use estoppel_link::{Link, LinkConfig, LinkEvent, OnLost};
-use estoppel_model::{Subject, SystemClock};
+use estoppel_model::{Actor, Subject, SystemClock};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -20,8 +24,11 @@ use crate::{
 
 /// How often a gateway asks for its policy.
 const POLICY_EVERY: Duration = Duration::from_secs(2);
-/// How long a start waits for the server's policy.
+/// How long a start waits for the server's policy, and where one is kept.
 const POLICY_WAIT: Duration = Duration::from_secs(30);
+const POLICY_WAIT_KEPT: Duration = Duration::from_secs(5);
+/// The last policy, in a state folder.
+const POLICY_FILE: &str = "policy.json";
 
 /// What distinguishes one enforcer from another.
 pub(super) struct Role {
@@ -71,8 +78,20 @@ pub(super) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Waits for the server's policy. Without it nobody knows what the gateway is to enforce.
-pub(super) async fn policy(client: &Client, stop: &CancellationToken) -> Result<GatewayPolicy> {
+/// Who does something on this host without a token: whoever may read the folder.
+pub(super) fn local_actor() -> Result<Actor> {
+    let uid = rustix::process::geteuid().as_raw();
+    Actor::new(&format!("local:uid-{uid}@{}", host_name()))
+        .map_err(|error| CommandError::new(Exit::Failed, error))
+}
+
+/// Waits for the server's policy. Without one nobody knows what the gateway is to enforce; the last one
+/// that is kept in the state folder holds while no server answers, as it does for a gateway that runs.
+pub(super) async fn policy(
+    client: &Client,
+    state: Option<&Path>,
+    stop: &CancellationToken,
+) -> Result<GatewayPolicy> {
     let ask = async {
         loop {
             match client.gateway_policy().await {
@@ -88,13 +107,43 @@ pub(super) async fn policy(client: &Client, stop: &CancellationToken) -> Result<
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
+    let kept = state.and_then(kept_policy);
+    let wait = if kept.is_some() { POLICY_WAIT_KEPT } else { POLICY_WAIT };
     tokio::select! {
-        answer = tokio::time::timeout(POLICY_WAIT, ask) => answer.unwrap_or_else(|_| {
-            let url = client.url();
-            Err(CommandError::message(Exit::Unreachable, format!("no answer from {url} for {} s", POLICY_WAIT.as_secs()))
-                .hint("is `estoppel serve` running there? set ESTOPPEL_URL or --url for another address"))
-        }),
+        answer = tokio::time::timeout(wait, ask) => match (answer, kept) {
+            (Ok(answer), _) => answer.inspect(|policy| keep_policy(state, policy)),
+            (Err(_), Some(kept)) => {
+                tracing::warn!("no server answers; the last policy that is known holds");
+                Ok(kept)
+            }
+            (Err(_), None) => {
+                let url = client.url();
+                Err(CommandError::message(Exit::Unreachable, format!("no answer from {url} for {} s", POLICY_WAIT.as_secs()))
+                    .hint("is `estoppel serve` running there? set ESTOPPEL_URL or --url for another address"))
+            }
+        },
         () = stop.cancelled() => Err(CommandError::message(Exit::Failed, "ended before it began")),
+    }
+}
+
+/// The policy that an earlier run has kept; one that cannot be read is none.
+fn kept_policy(state: &Path) -> Option<GatewayPolicy> {
+    let text = std::fs::read(state.join(POLICY_FILE)).ok()?;
+    serde_json::from_slice(&text)
+        .inspect_err(|error| tracing::warn!(%error, "the kept policy cannot be read"))
+        .ok()
+}
+
+/// Keeps a policy for a start without any server, whole or not at all.
+fn keep_policy(state: Option<&Path>, policy: &GatewayPolicy) {
+    let Some(state) = state else { return };
+    let unfinished = state.join("policy.new");
+    let kept = serde_json::to_vec(policy).map_err(std::io::Error::from).and_then(|text| {
+        std::fs::write(&unfinished, text)?;
+        std::fs::rename(&unfinished, state.join(POLICY_FILE))
+    });
+    if let Err(error) = kept {
+        tracing::warn!(%error, "the policy cannot be kept for a start without a server");
     }
 }
 
@@ -115,6 +164,7 @@ pub(super) async fn follow_policy(
     client: Client,
     gateway: Gateway,
     mut known: GatewayPolicy,
+    state: Option<PathBuf>,
     stop: CancellationToken,
 ) {
     loop {
@@ -129,6 +179,7 @@ pub(super) async fn follow_policy(
         match parsed(&policy) {
             Ok(parsed) => {
                 gateway.set_policy(parsed);
+                keep_policy(state.as_deref(), &policy);
                 known = policy;
             }
             Err(error) => {

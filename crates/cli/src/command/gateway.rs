@@ -34,7 +34,7 @@ async fn serve(args: &GatewayArgs, connect: &Connect) -> Result {
         gaps: Vec::new(),
     };
     let (link, events) = enforcer::link(connect, role, &tasks, stop.clone())?;
-    let known = enforcer::policy(&client, &stop).await?;
+    let known = enforcer::policy(&client, args.state.as_deref(), &stop).await?;
     let mut own = client.url().socket_addrs(|| None).unwrap_or_default();
     own.extend(&args.own_address);
     let config = GatewayConfig {
@@ -52,7 +52,7 @@ async fn serve(args: &GatewayArgs, connect: &Connect) -> Result {
     let gateway = Gateway::start(config, authority, events, listener, &tasks, stop.clone())
         .map_err(|error| CommandError::new(Exit::Failed, error))?;
     tracing::info!(address = %gateway.local_addr(), "the gateway listens");
-    tasks.spawn(enforcer::follow_policy(client, gateway, known, stop.clone()));
+    tasks.spawn(enforcer::follow_policy(client, gateway, known, args.state.clone(), stop.clone()));
     tokio::select! {
         () = enforcer::asked_to_end() => {}
         () = stdin_closed(), if args.until_stdin_closes => {}

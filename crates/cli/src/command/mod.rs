@@ -14,6 +14,7 @@ use crate::{
 mod allowlist;
 mod backup;
 mod bench;
+mod break_glass;
 mod demo;
 mod doctor;
 mod drill;
@@ -43,6 +44,9 @@ pub(crate) fn run(command: Command, connect: &Connect, output: &Output) -> Resul
         Command::Halt(args) if args.local => halt::local(args, output),
         Command::Halt(args) => block_on(halt::halt(args, connect, output)),
         Command::Release(args) => block_on(halt::release(args, connect, output)),
+        Command::BreakGlass { command } => {
+            block_on(break_glass::break_glass(command, connect, output))
+        }
         Command::Drill { command } => block_on(drill::drill(command, connect, output)),
         Command::KillTask(args) => block_on(halt::kill_task(args, connect, output)),
         Command::Block(args) => block_on(halt::block(args, connect, output)),

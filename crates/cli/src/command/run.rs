@@ -84,16 +84,17 @@ async fn supervise(args: RunArgs, connect: &Connect, output: &Output) -> Result 
     };
     let (host, host_events) = enforcer::link(connect, role, &tasks, stop.clone())?;
     if let Some(listener) = listener {
+        let kept = state.join("gateway");
         let role = enforcer::Role {
             kind: EnforcerKind::Gateway,
             name: name("gateway"),
             subjects: vec![subject.clone()],
-            state: Some(state.join("gateway")),
+            state: Some(kept.clone()),
             on_lost,
             gaps: Vec::new(),
         };
         let (link, events) = enforcer::link(connect, role, &tasks, stop.clone())?;
-        let known = enforcer::policy(&client, &stop).await?;
+        let known = enforcer::policy(&client, Some(&kept), &stop).await?;
         let source = Source { subject: subject.clone(), process: "agent".to_owned(), pid: None };
         let config = GatewayConfig {
             identity: Who::Fixed(source),
@@ -111,7 +112,13 @@ async fn supervise(args: RunArgs, connect: &Connect, output: &Output) -> Result 
         let authority = Arc::new(LinkAuthority::new(link.clone()));
         let gateway = Gateway::start(config, authority, events, listener, &tasks, stop.clone())
             .map_err(|error| CommandError::new(Exit::Failed, error))?;
-        tasks.spawn(enforcer::follow_policy(client.clone(), gateway, known, stop.clone()));
+        tasks.spawn(enforcer::follow_policy(
+            client.clone(),
+            gateway,
+            known,
+            Some(kept),
+            stop.clone(),
+        ));
         ready(&link, args.allow_on_lost).await?;
     }
     ready(&host, args.allow_on_lost).await?;

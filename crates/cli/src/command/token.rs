@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode};
 
 use estoppel_api::{CredentialRequest, TokenMinted, TokenRequest};
-use estoppel_model::{Actor, Clock as _, SystemClock};
+use estoppel_model::{Clock as _, SystemClock};
 use estoppel_server::StartError;
 
 use crate::{
@@ -83,9 +83,7 @@ pub(crate) async fn token(command: TokenCommand, connect: &Connect, output: &Out
 
 /// Makes a token in a data folder whose server is stopped. Who may read the folder is its owner.
 fn local(data: &Path, request: &TokenRequest) -> Result<TokenMinted> {
-    let uid = rustix::process::geteuid().as_raw();
-    let actor = Actor::new(&format!("local:uid-{uid}@{}", super::enforcer::host_name()))
-        .map_err(|error| CommandError::new(Exit::Failed, error))?;
+    let actor = super::enforcer::local_actor()?;
     let made = estoppel_server::create_token_locally(data, request, &actor, SystemClock.now());
     made.map_err(|error| match error {
         StartError::Wish(_) => CommandError::new(Exit::Usage, error),

@@ -39,7 +39,10 @@ impl Guards {
             .unwrap();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let start = |number| {
-            let (servers, token) = (vec![url.parse().unwrap()], Secret::new(token.to_owned()));
+            let (servers, token) = (
+                url.split(',').map(|url| url.parse().unwrap()).collect(),
+                Secret::new(token.to_owned()),
+            );
             let name = format!("guard {number}");
             let config = LinkConfig {
                 on_lost,
@@ -56,6 +59,10 @@ impl Guards {
             runtime.block_on(link.ready());
         }
         Self { links, tasks, stop, runtime }
+    }
+
+    pub(crate) fn all(&self) -> &[Link] {
+        &self.links
     }
 
     pub(crate) fn first(&self) -> &Link {

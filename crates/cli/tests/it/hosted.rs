@@ -116,6 +116,11 @@ impl Hosted {
         std::fs::read_to_string(self.work().join(name)).unwrap_or_default()
     }
 
+    /// Its state folder.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
     /// What `estoppel run` said on standard error.
     pub(crate) fn said(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()

@@ -10,6 +10,7 @@
 
 mod backup;
 mod bad_input;
+mod break_glass;
 mod commands;
 mod demo;
 mod drain;

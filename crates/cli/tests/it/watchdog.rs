@@ -19,7 +19,7 @@ use crate::{
 const LEASE: Duration = Duration::from_secs(6);
 
 /// A channel that takes every page and hands it on.
-fn channel() -> (String, Receiver<Value>) {
+pub(crate) fn channel() -> (String, Receiver<Value>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let (pages, taken) = sync_channel(100);
@@ -116,4 +116,22 @@ fn a_stuck_server_pages_and_resolves_when_it_is_back() {
     assert!(resolved.contains("answers again"), "{resolved}");
     assert_ne!(trigger, resolved);
     guards.end();
+}
+
+/// Killed and back at once, as by systemd: nobody is called for what mends itself.
+#[test]
+fn a_quick_restart_pages_nobody() {
+    let (server, guards, pages) = start();
+    let (server, ()) = server.away_while(|| {});
+    // The watchdog of the first would have paged after a third of a lease, and before its end.
+    let page = pages.recv_timeout(LEASE * 3 / 2);
+    assert!(page.is_err(), "{page:?}");
+    for link in guards.all() {
+        assert!(link.status().connected_to.is_some(), "they are back");
+    }
+    // The second one has a watchdog, too.
+    let folder = server.crash_with(|| {});
+    expiry_page(&pages);
+    guards.end();
+    drop(folder);
 }

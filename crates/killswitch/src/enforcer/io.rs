@@ -5,7 +5,10 @@ use std::sync::Arc;
 use estoppel_model::{EnforcerId, EntityId, Order, OrderId, SignedOrder, Subject};
 use serde::{Deserialize, Serialize};
 
-use crate::frame::{Action, EnforcerKind, Outcome, Settlement, ToEnforcer, ToServer};
+use crate::{
+    break_glass::{GlassError, GlassUse, SignedBreakGlass},
+    frame::{Action, EnforcerKind, Outcome, Settlement, ToEnforcer, ToServer},
+};
 
 /// Who an enforcer is.
 #[derive(Debug, Clone)]
@@ -35,6 +38,8 @@ pub struct Kept {
     pub checkpoint: Option<String>,
     /// Whom to call.
     pub contact: Option<String>,
+    /// How much it has used of break-glass files.
+    pub break_glass: Vec<GlassUse>,
     /// Its orders.
     pub orders: Vec<SignedOrder>,
 }
@@ -61,12 +66,18 @@ pub enum Input {
     Outcome(Outcome),
     /// A halt was given on this host, signed with the enforcer's own key.
     Local(SignedOrder),
+    /// The break-glass file that lies in the state folder now, if one does. To be said about once a
+    /// second while [`super::Enforcer::looks_for_break_glass`].
+    BreakGlass(Option<Box<SignedBreakGlass>>),
+    /// What [`Keep::BreakGlass`] asked for is on the disk.
+    BreakGlassKept(Box<GlassUse>),
 }
 
 /// What to do about it, in order.
 #[derive(Debug, Clone)]
 pub enum Effect {
-    /// Let the enforcement code see [`super::Enforcer::verdicts`] and [`super::Enforcer::lease_until`] as they are now.
+    /// Let the enforcement code see [`super::Enforcer::verdicts`], [`super::Enforcer::lease_until`]
+    /// and [`super::Enforcer::goes_on_until`] as they are now.
     Publish,
     /// Send a frame on the connection.
     Send(ToServer),
@@ -79,10 +90,15 @@ pub enum Effect {
     },
     /// Do this once.
     Act(Box<Action>),
-    /// The lease is over.
+    /// The lease is over, and no break-glass lets agents go on.
     LeaseLost,
-    /// A lease holds again, or for the first time.
+    /// A lease holds again, or for the first time; or a break-glass lets agents go on without.
     LeaseRegained,
+    /// The lease is over, and a break-glass that was found before lets agents go on: it is time to say
+    /// [`Input::BreakGlass`], so that the use is written down.
+    GoesOn,
+    /// The break-glass file that lies there lets nobody go on.
+    BreakGlassRefused(GlassError),
     /// The orders are in step with the server's.
     InSync,
     /// Keep this over a restart.
@@ -111,6 +127,9 @@ pub enum Keep {
     Checkpoint(String),
     /// Whom to call; it replaces the one before.
     Contact(Option<String>),
+    /// How much of a break-glass file is used; it replaces what was kept of this file. When it is on
+    /// the disk, [`Input::BreakGlassKept`] is to be said: without it nobody goes on.
+    BreakGlass(Box<GlassUse>),
     /// An order.
     Order(SignedOrder),
 }

@@ -11,6 +11,7 @@ use estoppel_model::{Boottime, OrderBody, OrderId};
 use super::{Answer, Observation, Tally, Violation};
 use crate::{
     Now,
+    break_glass::{BreakGlass, USE_MAX},
     enforcer::{Effect, Enforcer, Input, Keep},
     frame::{Stage, ToEnforcer, ToServer},
 };
@@ -34,7 +35,12 @@ pub struct EnforcerWatch {
 enum Heard {
     Connection,
     Welcome(Duration),
-    Pong { nonce: u64, staleness: Duration },
+    Pong {
+        nonce: u64,
+        staleness: Duration,
+    },
+    /// Time of a break-glass is paid for.
+    Paid,
     Other,
 }
 
@@ -57,7 +63,9 @@ impl EnforcerWatch {
         now: Now,
     ) -> (Vec<Effect>, Vec<Violation>) {
         let heard = Heard::of(&input);
+        let heard_paid = matches!(heard, Heard::Paid);
         let (lease, in_force) = (enforcer.lease_until(), enforcer.verdicts().in_force());
+        let goes_on = enforcer.goes_on_until();
         let effects = enforcer.step(input, now);
         let mut violations = Vec::new();
         let mut observe = |seen| violations.extend(self.tally.observe(seen).err());
@@ -74,8 +82,13 @@ impl EnforcerWatch {
                 let sent = self.pings.iter().find(|(own, _)| *own == nonce);
                 sent.map(|(_, sent)| Answer { sent: *sent, lease: self.lease, staleness })
             }
-            Heard::Other => None,
+            Heard::Paid | Heard::Other => None,
         };
+        if let Some(until) = enforcer.goes_on_until().filter(|until| Some(*until) > goes_on) {
+            let (now, lease_until) = (now.boot, enforcer.lease_until());
+            observe(Observation::WentOn { until, now, lease_until, paid: heard_paid });
+        }
+        spent(&effects).for_each(&mut observe);
         if enforcer.lease_until() != lease {
             observe(Observation::LeaseMoved { from: lease, until: enforcer.lease_until(), answer });
         }
@@ -113,9 +126,24 @@ impl Heard {
             Input::Frame(ToEnforcer::Pong { nonce, staleness_ms }) => {
                 Self::Pong { nonce: *nonce, staleness: Duration::from_millis(*staleness_ms) }
             }
+            Input::BreakGlassKept(_) => Self::Paid,
             _ => Self::Other,
         }
     }
+}
+
+/// How much of which break-glass is used with what is to be kept.
+fn spent(effects: &[Effect]) -> impl Iterator<Item = Observation> {
+    effects.iter().filter_map(|effect| match effect {
+        Effect::Keep(Keep::BreakGlass(usage)) => {
+            let glass: BreakGlass = serde_json::from_str(&usage.file.break_glass).ok()?;
+            Some(Observation::Spent {
+                used: Duration::from_millis(usage.used_ms),
+                allowed: Duration::from_secs(glass.use_seconds_max).min(USE_MAX),
+            })
+        }
+        _ => None,
+    })
 }
 
 /// The orders that the step ended, each with whether a release that came with it names it.

@@ -33,6 +33,8 @@ fn each_invariant_tells_right_from_wrong() {
         gone,
     };
     let second = Duration::from_secs(1);
+    let went_on =
+        |until, now, lease_until, paid| Observation::WentOn { until, now, lease_until, paid };
     let right = [
         Observation::Taken { order: id(1), waited_for: None },
         Observation::Ended { order: id(1), named: true },
@@ -40,6 +42,9 @@ fn each_invariant_tells_right_from_wrong() {
         moved(None, Some(at(111)), Some(answer)),
         moved(Some(at(111)), None, None),
         acts(LEASE, LEASE),
+        went_on(at(112), at(100), Some(at(110)), false),
+        went_on(at(110), at(100), None, true),
+        Observation::Spent { used: LEASE, allowed: LEASE },
         Observation::Said { order: id(1), refuses: true },
         counted(3, 2, 2, 1),
         Observation::AllRefuse { order: id(1), acting: 0 },
@@ -52,6 +57,11 @@ fn each_invariant_tells_right_from_wrong() {
         moved(None, Some(at(112)), Some(answer)),
         moved(Some(at(111)), Some(at(112)), None),
         acts(LEASE + second, LEASE),
+        went_on(at(113), at(100), Some(at(110)), false),
+        went_on(at(101), at(100), None, false),
+        went_on(at(101), at(100), Some(at(100)), false),
+        went_on(at(111), at(100), Some(at(110)), true),
+        Observation::Spent { used: LEASE + second, allowed: LEASE },
         Observation::Said { order: id(1), refuses: false },
         counted(3, 4, 0, 0),
         counted(3, 3, 3, 0),

@@ -7,6 +7,7 @@ use estoppel_model::{
 };
 
 use super::HaltCount;
+use crate::break_glass::{BreakGlass, GlassUse};
 use crate::frame::{Confirmation, ORDER_BYTES_MAX, Outcome, ToEnforcer, ToServer};
 
 /// Names a connection; made by whoever accepts it, never used again.
@@ -114,6 +115,15 @@ pub enum Effect {
         enforcer: EnforcerId,
         /// The order.
         order: Arc<Order>,
+    },
+    /// Agents of an enforcer went on without a lease, by a break-glass file of this server's key.
+    BreakGlassUsed {
+        /// Who says so.
+        enforcer: EnforcerId,
+        /// What the file says.
+        glass: Box<BreakGlass>,
+        /// How much of it was used, by the enforcer's word.
+        usage: Box<GlassUse>,
     },
     /// What an enforcer sent was not taken; it changed nothing.
     Rejected {

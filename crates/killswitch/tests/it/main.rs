@@ -6,6 +6,7 @@
     reason = "a test fails by a panic; clippy's setting knows functions marked `#[test]` only"
 )]
 
+mod break_glass;
 mod by_hand;
 mod confirmed;
 mod enforcer;

@@ -16,6 +16,7 @@ use utoipa::OpenApi as _;
 use crate::Server;
 
 mod allowlist;
+mod break_glass;
 mod drills;
 mod events;
 mod evidence;
@@ -55,6 +56,8 @@ use problem::Failure;
         kill_switch::releases_pending,
         drills::kill_switch,
         drills::list,
+        break_glass::make,
+        break_glass::list,
         stream::get,
         events::post,
         sql::post,
@@ -109,6 +112,7 @@ pub(crate) fn router(server: Server) -> Router {
     let work = Router::new()
         .route("/v1/drills", get(drills::list))
         .route("/v1/drills/kill-switch", post(drills::kill_switch))
+        .route("/v1/break-glass", post(break_glass::make).get(break_glass::list))
         .route("/v1/events", post(events::post))
         .route("/v1/sql", post(sql::post))
         .route("/v1/allowlist", get(allowlist::get).put(allowlist::put))

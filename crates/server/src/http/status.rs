@@ -8,7 +8,7 @@ use estoppel_incident::IncidentState;
 use estoppel_model::{Order, OrderBody};
 
 use super::{extract::Caller, kill_switch, problem::Failure};
-use crate::{Server, drill};
+use crate::{Server, break_glass, drill};
 
 /// Tells how the server and its enforcers are, and what is not as it should be.
 #[utoipa::path(get, path = "/v1/status", tag = "server", responses((status = 200, body = Status)))]
@@ -80,6 +80,7 @@ pub(crate) async fn get(
     let paging = server.incidents().paging();
     let mut warnings = server.warnings();
     warnings.extend(drill::warnings(&drills));
+    warnings.extend(break_glass::warnings(&server));
     if paging == "none" {
         warnings.push("nobody is paged: configure `[paging]` in estoppel.toml".to_owned());
     }

@@ -2,7 +2,7 @@
 //!
 //! Two kinds of folds, apart: the *story* (incidents, runs, drills) may come from a snapshot. What
 //! *decides* whether something may go on (orders, releases that wait for a second person, the
-//! allowlist) is read from the ledger's records at every start: absence in a snapshot, whatever
+//! allowlist, break-glass files) is read from the ledger's records at every start: absence in a snapshot, whatever
 //! made it, must never release (*starting-always-does*).
 
 use std::collections::HashSet;
@@ -12,7 +12,11 @@ use estoppel_model::{OrderId, Record, RecordKind};
 use estoppel_playbook::Runs;
 use serde::{Deserialize, Serialize};
 
-use crate::{drill::Drills, order, release};
+use crate::{
+    break_glass::{self, BreakGlasses},
+    drill::Drills,
+    order, release,
+};
 
 /// Body of an `allowlist.set` record.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -28,7 +32,8 @@ impl AllowlistSet {
 }
 
 /// Kinds of records that decide.
-pub(super) const DECIDING: [RecordKind; 3] = [order::ORDER, AllowlistSet::KIND, release::REQUESTED];
+pub(super) const DECIDING: [RecordKind; 5] =
+    [order::ORDER, AllowlistSet::KIND, release::REQUESTED, break_glass::MADE, break_glass::USED];
 
 /// What the records amount to.
 #[derive(Debug, Default, PartialEq)]
@@ -43,6 +48,8 @@ pub(crate) struct State {
     pub allowlist: Option<Vec<String>>,
     /// Releases that wait, or waited, for a second person.
     pub release_requests: release::Requests,
+    /// Break-glass files, and who used them.
+    pub break_glasses: BreakGlasses,
     /// Orders that the ledger has.
     pub orders: HashSet<OrderId>,
     /// How many records are folded in.
@@ -62,6 +69,7 @@ impl State {
     /// Takes in what a record decides; records of other kinds decide nothing.
     pub(super) fn decide(&mut self, record: &Record) {
         self.release_requests.apply(record);
+        self.break_glasses.apply(record);
         if record.kind == AllowlistSet::KIND {
             match record.parse::<AllowlistSet>() {
                 Ok(set) => self.allowlist = set.domains,

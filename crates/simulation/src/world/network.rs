@@ -93,7 +93,8 @@ impl World {
             let gives_up = if cut_off || deaf { CONNECT_MAX } else { Duration::ZERO };
             let pause = Duration::from_millis(self.random.random_range(25..2_000));
             self.at(self.time + gives_up + pause, Event::Dial { node, life });
-            return;
+            // That it did not come about, as the link says it.
+            return self.at_node(node, enforcer::Input::Disconnected);
         }
         if self.nodes[node].last_server.replace(server).is_some_and(|last| last != server) {
             self.coverage.happened(Fault::FailOver);

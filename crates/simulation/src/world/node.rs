@@ -14,7 +14,7 @@ use estoppel_testkit::keys::{self, Keys};
 use rand::{RngExt as _, rngs::StdRng};
 use uuid::Uuid;
 
-use super::{Event, World};
+use super::{Event, World, glass::Placed};
 use crate::{
     bug::{self, Bug},
     coverage::Fault,
@@ -34,11 +34,17 @@ pub(super) struct Node {
     watch: Option<EnforcerWatch>,
     /// What enforcement code sees.
     verdicts: Verdicts,
-    lease_until: Option<Boottime>,
+    pub(super) lease_until: Option<Boottime>,
+    /// Until when it shows agents that they may go on by a break-glass.
+    pub(super) goes_on_until: Option<Boottime>,
+    /// The longest of those in this life.
+    pub(super) went_until: Option<Boottime>,
+    /// The break-glass file in its folder.
+    pub(super) glass: Option<Placed>,
     pub(super) disk: Disk,
     cache: Option<OrderCache<Disk>>,
-    keeps: Vec<Keep>,
-    doubted: bool,
+    pub(super) keeps: Vec<Keep>,
+    pub(super) doubted: bool,
     rewrite: bool,
     pub(super) connection: Option<u64>,
     pub(super) next_server: usize,
@@ -64,6 +70,9 @@ impl Node {
             watch: None,
             verdicts: Verdicts::default(),
             lease_until: None,
+            goes_on_until: None,
+            went_until: None,
+            glass: None,
             disk,
             cache: None,
             keeps: Vec::new(),
@@ -91,10 +100,21 @@ impl Node {
 
     /// Whether enforcement code lets a subject act, as `estoppel_link::View` decides.
     pub(super) fn goes(&self, subject: &Subject, time: Duration) -> bool {
-        let now = self.machine.now(time).boot;
         self.is_up()
-            && self.lease_until.is_some_and(|until| now < until)
+            && (self.is_leased(time) || self.goes_on(time))
             && self.verdicts.check(subject).is_none()
+    }
+
+    fn is_leased(&self, time: Duration) -> bool {
+        let now = self.machine.now(time).boot;
+        self.lease_until.is_some_and(|until| now < until)
+    }
+
+    /// Whether agents may go on by a break-glass alone.
+    pub(super) fn goes_on(&self, time: Duration) -> bool {
+        let now = self.machine.now(time).boot;
+        let by_glass = self.goes_on_until.is_some_and(|until| now < until);
+        by_glass && !self.doubted && !self.is_leased(time)
     }
 
     /// Whether enforcement code knows of a halt.
@@ -126,7 +146,9 @@ impl World {
             key: keys::own(node as u64),
             gaps: Vec::new(),
         };
-        let kept = Kept { orders: found.kept.orders, ..found.kept };
+        let forgets = self.planted == Some(Bug::BreakGlassForgotten);
+        let break_glass = if forgets { Vec::new() } else { found.kept.break_glass };
+        let kept = Kept { orders: found.kept.orders, break_glass, ..found.kept };
         let (enforcer, forged) = Enforcer::new(profile, Box::new(Keys), kept);
         let acknowledged = std::mem::take(&mut self.nodes[node].acknowledged);
         let is_there = |id: &&OrderId| enforcer.orders().order(**id).is_some();
@@ -147,6 +169,7 @@ impl World {
         this.life = life;
         this.verdicts = enforcer.verdicts().clone();
         this.lease_until = None;
+        (this.goes_on_until, this.went_until) = (None, None);
         this.enforcer = Some(enforcer);
         this.watch = Some(EnforcerWatch::new(Arc::clone(&self.tally)));
         this.cache = Some(cache);
@@ -192,6 +215,7 @@ impl World {
             // Nothing has changed but the time, and those whom that concerns are looked at in time.
             self.meddle(node);
         }
+        self.look_for_glass(node);
         let this = &self.nodes[node];
         let Some(enforcer) = &this.enforcer else { return };
         let due = enforcer.next_tick().since(now.boot);
@@ -288,6 +312,8 @@ impl World {
             }
             Effect::Released { .. }
             | Effect::Act(_)
+            | Effect::GoesOn
+            | Effect::BreakGlassRefused(_)
             | Effect::LeaseLost
             | Effect::LeaseRegained => {}
         }
@@ -315,6 +341,7 @@ impl World {
         let now = this.machine.now(self.time);
         this.verdicts = bug::verdicts(self.planted, enforcer, &this.unknown, now);
         self.publish_lease(node, answered);
+        self.show_glass(node);
         // From this moment on agents may do what they are let.
         self.judge(node);
     }

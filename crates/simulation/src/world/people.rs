@@ -94,6 +94,7 @@ impl World {
                 // Agents are awake before anything else is.
                 self.at(wakes, Event::Look);
             }
+            Action::BreakGlass { node, use_max, lasts } => self.place_glass(node, use_max, lasts),
             Action::LedgerAway { server, lasts } => {
                 self.servers[server].ledger_away_until = self.until(lasts);
             }
@@ -258,6 +259,8 @@ impl World {
         }
         self.nodes[node].disk = self.empty_disk();
         self.nodes[node].acknowledged.clear();
+        // It lay in the same folder.
+        self.nodes[node].glass = None;
     }
 
     fn damage_cache(&mut self, node: usize, at: usize, lasts: Duration) {
@@ -271,6 +274,8 @@ impl World {
         self.nodes[node].disk = self.empty_disk();
         self.nodes[node].disk.put(CACHE, &content);
         self.nodes[node].acknowledged.clear();
+        // The line of its use may be gone.
+        self.nodes[node].glass = None;
     }
 
     fn back_up(&mut self, server: usize) {

@@ -288,6 +288,7 @@ impl World {
                     self.coverage.happened(Fault::HandedBack);
                     self.accepted(server, order.id);
                 }
+                Effect::BreakGlassUsed { .. } => {}
                 Effect::Rejected { reason, .. } => {
                     self.unsettled(format!("server {server} refuses what it was sent: {reason}"));
                 }
@@ -447,10 +448,14 @@ impl World {
             }
             // Whose lease is over is over by the server's clock.
             let acts = |node: &Node| {
-                given.reached.iter().any(|subject| {
-                    let subject = &self.oracle.subjects[*subject];
-                    node.goes(subject, self.time) && node.goes(subject, self.time + slack)
-                })
+                // What it never heard of does not hold there while a break-glass lets it go on: a
+                // count by the lease says nothing of it then.
+                let excused = node.goes_on(self.time) && !node.taken.contains(&given.order.id);
+                !excused
+                    && given.reached.iter().any(|subject| {
+                        let subject = &self.oracle.subjects[*subject];
+                        node.goes(subject, self.time) && node.goes(subject, self.time + slack)
+                    })
             };
             for word in progress.enforcers.iter().filter(|word| word.expected) {
                 let (life, node) = word.enforcer.as_uuid().as_u64_pair();

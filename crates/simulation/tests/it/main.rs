@@ -143,6 +143,16 @@ fn a_fleet_comes_back_and_confirms() {
     assert!(fleet(0, 0).is_err() && fleet(FLEET_MAX + 1, 0).is_err());
 }
 
+#[test]
+fn a_break_glass_whose_use_is_forgotten_is_found() {
+    is_found(Bug::BreakGlassForgotten);
+}
+
+#[test]
+fn a_break_glass_that_lets_go_what_is_halted_is_found() {
+    is_found(Bug::BreakGlassReleases);
+}
+
 /// A failing scenario is shortened to what matters, and still fails alike.
 #[test]
 fn a_failure_is_minimised() {
