@@ -19,13 +19,14 @@ use std::{
 };
 
 use estoppel_api::{Role, TokenMinted, TokenRequest, TokenSummary};
+use estoppel_killswitch::{SERVER_ACTOR_PREFIX, server::LOCAL_ACTOR_PREFIX};
 use estoppel_model::{Actor, EntityId, Secret, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{StartError, files};
+use crate::{StartError, files, mirror};
 
 mod last_use;
 
@@ -138,6 +139,12 @@ pub enum WishError {
     /// It would end before it begins.
     #[error("the token would end at {0}, which is not in the future")]
     Over(Timestamp),
+    /// What the server itself, and halts that no token gives, are called.
+    #[error(
+        "a token cannot be named `{0}`: `redis` and names that begin with `local:` or `estoppel:` are \
+         for halts that come from Redis, are given on a host, and for the server itself"
+    )]
+    Reserved(EntityId),
     /// More than a century is `never`.
     #[error("`lifetime_seconds` is {0}: at most 3153600000 (100 years), or `never_expires`")]
     TooLong(u64),
@@ -190,12 +197,18 @@ impl Tokens {
     /// When a token that is wished for ends; `None`: by revocation alone.
     ///
     /// # Errors
-    /// When the wish contradicts itself.
+    /// When the wish contradicts itself, or the name is not a token's.
     pub(crate) fn end(
         request: &TokenRequest,
         now: Timestamp,
     ) -> Result<Option<Timestamp>, WishError> {
         const SECONDS_MAX: u64 = 100 * 365 * 86_400;
+        let name = request.name.as_str();
+        if [LOCAL_ACTOR_PREFIX, SERVER_ACTOR_PREFIX].iter().any(|ours| name.starts_with(ours))
+            || name == mirror::ACTOR
+        {
+            return Err(WishError::Reserved(request.name.clone()));
+        }
         let usual = if request.role.is_personal() { PERSONAL_LIFE } else { MACHINE_LIFE };
         let end = match (request.expires_at, request.lifetime_seconds, request.never_expires) {
             (None, None, true) => return Ok(None),

@@ -10,7 +10,6 @@ use axum::{
 use estoppel_api::{
     CredentialMinted, CredentialRequest, Problem, Role, TokenMinted, TokenRequest, TokenSummary,
 };
-use estoppel_killswitch::server::LOCAL_ACTOR_PREFIX;
 use estoppel_model::{NewRecord, RecordKind};
 use uuid::Uuid;
 
@@ -19,7 +18,7 @@ use super::{
     problem::Failure,
 };
 use crate::{
-    Server, credential, mirror,
+    Server, credential,
     token::{Change, Tokens},
 };
 
@@ -43,14 +42,6 @@ pub(crate) async fn mint(
 ) -> Result<(StatusCode, Json<TokenMinted>), Failure> {
     caller.at_least(Role::Admin)?;
     caller.unbound("it cannot mint tokens")?;
-    let name = request.name.as_str();
-    if [LOCAL_ACTOR_PREFIX, "estoppel:"].iter().any(|ours| name.starts_with(ours))
-        || name == mirror::ACTOR
-    {
-        return Err(Failure::Unprocessable(
-            "`redis` and names that begin with `local:` or `estoppel:` are for halts that come from Redis, are given on a host, and for the server itself".to_owned(),
-        ));
-    }
     let now = server.clock().now();
     let end =
         Tokens::end(&request, now).map_err(|error| Failure::Unprocessable(error.to_string()))?;

@@ -150,3 +150,25 @@ fn authorising_waits_for_no_disk() {
     let _changing = tokens.changing.lock().unwrap();
     assert!(tokens.identify(&Secret::new(&admin), at(1)).is_ok());
 }
+
+/// Who reads records takes these names for the server's own, for Redis's, or for a host's.
+#[test]
+fn names_that_are_not_a_tokens_are_refused_to_the_owner_too() {
+    let dir = tempfile::tempdir().unwrap();
+    Tokens::open(dir.path(), at(0)).unwrap();
+    let drill = estoppel_killswitch::DRILL_ACTOR;
+    for name in [mirror::ACTOR, drill, ITSELF, "estoppel:responder", "estoppel:", "local:root@host"]
+    {
+        let Ok(name) = EntityId::new(name) else { panic!("{name} is no name") };
+        let wish = TokenRequest::new(name.clone(), Role::Admin);
+        let error = create_locally(dir.path(), &wish, &actor(), at(1)).unwrap_err();
+        assert!(
+            matches!(&error, StartError::Wish(WishError::Reserved(refused)) if *refused == name),
+            "{error}"
+        );
+    }
+    for name in ["drill", "redis-writer", "responder", "localhost"] {
+        let wish = TokenRequest::new(EntityId::new(name).unwrap(), Role::Viewer);
+        assert!(create_locally(dir.path(), &wish, &actor(), at(1)).is_ok(), "{name}");
+    }
+}
