@@ -94,6 +94,8 @@ use vault::Vault;
 
 /// How long work under way may take after a stop was asked for.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How long connections may take to end when all work has.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// How long the kill switch may take to show that it lives.
 const PULSE_MAX: Duration = Duration::from_secs(1);
 /// How long each log may take to reach the disk then.
@@ -143,14 +145,14 @@ pub enum StartError {
     /// A token cannot be made like this.
     #[error(transparent)]
     Wish(#[from] WishError),
-    /// The system gave no random bytes.
-    #[error("the system gave no random bytes")]
     /// A break-glass file cannot be made like this.
     #[error(transparent)]
     BreakGlass(#[from] GlassWishError),
     /// A break-glass file cannot be written as JSON.
     #[error("the break-glass file cannot be written")]
     BreakGlassText(#[source] serde_json::Error),
+    /// The system gave no random bytes.
+    #[error("the system gave no random bytes")]
     Random,
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
@@ -210,6 +212,8 @@ struct Inner {
     work: tokio::runtime::Handle,
     tasks: TaskTracker,
     draining: CancellationToken,
+    /// Work under way has ended; only who asks how it is was still served.
+    closing: CancellationToken,
     recovered: CancellationToken,
     /// Where the enforcers' streams are served.
     streams: tokio::runtime::Handle,
@@ -317,6 +321,7 @@ impl Running {
                 "the order spool does not answer; orders that said `durable: no` may be lost"
             );
         }
+        inner.closing.cancel();
         if let Some(listener) = self.listener.take() {
             // It ends with the last connection, or at its own bound.
             let _ = tokio::task::spawn_blocking(move || listener.join()).await;
@@ -418,6 +423,7 @@ impl Server {
             work: tokio::runtime::Handle::current(),
             tasks,
             draining,
+            closing: CancellationToken::new(),
             recovered: CancellationToken::new(),
             streams: streams.handle().clone(),
             stream_places: Arc::new(Semaphore::new(config.streams_max)),
@@ -430,19 +436,22 @@ impl Server {
             Some((_, address)) => format!("http://{address}"),
             None => url.clone(),
         };
-        let mut doors = vec![Door { listener, tls: server.0.tls.clone() }];
-        doors.extend(children.map(|(listener, _)| Door { listener, tls: None }));
+        let app = http::router(server.clone());
+        let draining = http::draining_router(server.clone());
+        let door = |listener, tls, app: &axum::Router| {
+            let (app, draining) = (app.clone(), draining.clone());
+            Door { listener, tls, app, draining }
+        };
+        let mut doors = vec![door(listener, server.0.tls.clone(), &app)];
+        doors.extend(children.map(|(listener, _)| door(listener, None, &app)));
+        let metrics_address = metrics_listener.map(|(listener, address)| {
+            doors.push(door(listener, None, &http::health_router(server.clone())));
+            address
+        });
         let listener = server.listen(doors, streams)?;
         if let Some(tls) = server.0.tls.clone() {
             server.0.tasks.spawn(tls::watch(server.clone(), tls));
         }
-        let metrics_address = metrics_listener.map(|(listener, address)| {
-            let app = http::health_router(server.clone());
-            let door = Door { listener, tls: None };
-            let serve = http::listener::serve(server.clone(), door, app, DRAIN_MAX);
-            server.0.tasks.spawn(serve);
-            address
-        });
         server.0.tasks.spawn(feed::take(server.clone(), news));
         if let Some(lease) = lease_before {
             let draining = server.0.draining.clone();
@@ -493,12 +502,10 @@ impl Server {
             .enable_all()
             .build()
             .map_err(StartError::Runtime)?;
-        let app = http::router(self.clone());
         let (server, tasks) = (self.clone(), TaskTracker::new());
         let serve = async move {
             for door in doors {
-                let serving = http::listener::serve(server.clone(), door, app.clone(), DRAIN_MAX);
-                tasks.spawn(serving);
+                tasks.spawn(http::listener::serve(server.clone(), door, CLOSE_MAX));
             }
             tasks.close();
             tasks.wait().await;
@@ -720,6 +727,10 @@ impl Server {
 
     pub(crate) async fn draining(&self) {
         self.0.draining.cancelled().await;
+    }
+
+    pub(crate) async fn closing(&self) {
+        self.0.closing.cancelled().await;
     }
 
     /// Waits for something; `false` when the server drains first.

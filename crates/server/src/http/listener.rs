@@ -1,5 +1,8 @@
 //! The API's listener.
 //!
+//! While the server drains, who connects anew is told so: `/healthz` and `/readyz` answer until the
+//! end, everything else is refused in words.
+//!
 //! A client that closes its side right behind its request (`curl` that is interrupted, a script that
 //! does not wait) is served all the same: without half-closed connections hyper would drop such a
 //! request before a handler has seen it, and a halt with it.
@@ -33,10 +36,14 @@ pub(crate) struct Door {
     pub(crate) listener: std::net::TcpListener,
     /// `None`: plain HTTP.
     pub(crate) tls: Option<Arc<Tls>>,
+    /// What is served there.
+    pub(crate) app: axum::Router,
+    /// What is served to who connects while the server drains.
+    pub(crate) draining: axum::Router,
 }
 
-/// Serves until the server drains, and then for at most `drain_max`.
-pub(crate) async fn serve(server: Server, door: Door, app: axum::Router, drain_max: Duration) {
+/// Serves until the server closes, and then for at most `end_max`.
+pub(crate) async fn serve(server: Server, door: Door, end_max: Duration) {
     let listener = match TcpListener::from_std(door.listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the API cannot listen"),
@@ -45,7 +52,7 @@ pub(crate) async fn serve(server: Server, door: Door, app: axum::Router, drain_m
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = server.draining() => break,
+            () = server.closing() => break,
         };
         match accepted {
             Ok((stream, _)) => {
@@ -53,10 +60,12 @@ pub(crate) async fn serve(server: Server, door: Door, app: axum::Router, drain_m
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "a connection ended at once");
                 }
-                let (server, app) = (server.clone(), app.clone());
+                let late = server.is_draining();
+                let app = if late { door.draining.clone() } else { door.app.clone() };
+                let service = Service { server: server.clone(), app, late };
                 match door.tls.clone() {
-                    None => connections.spawn(connection(server, app, stream)),
-                    Some(tls) => connections.spawn(secured(server, app, tls, stream)),
+                    None => connections.spawn(connection(service, stream)),
+                    Some(tls) => connections.spawn(secured(service, tls, stream)),
                 };
             }
             Err(error) => {
@@ -66,23 +75,42 @@ pub(crate) async fn serve(server: Server, door: Door, app: axum::Router, drain_m
         }
     }
     connections.close();
-    if tokio::time::timeout(drain_max, connections.wait()).await.is_err() {
+    if tokio::time::timeout(end_max, connections.wait()).await.is_err() {
         tracing::warn!("some connections did not end in time");
     }
 }
 
-/// As [`connection`], behind a handshake, which a drain does not wait for.
-async fn secured(server: Server, app: axum::Router, tls: Arc<Tls>, stream: TcpStream) {
-    let shaken = tokio::select! {
-        shaken = tls.accept(stream) => shaken,
-        () = server.draining() => None,
-    };
-    if let Some(stream) = shaken {
-        connection(server, app, stream).await;
+/// What one connection is served.
+struct Service {
+    server: Server,
+    app: axum::Router,
+    /// It came while the server drained.
+    late: bool,
+}
+
+impl Service {
+    /// Resolves when no more requests are taken on the connection.
+    async fn ends(&self) {
+        if self.late {
+            self.server.closing().await;
+        } else {
+            self.server.draining().await;
+        }
     }
 }
 
-async fn connection<S>(server: Server, app: axum::Router, stream: S)
+/// As [`connection`], behind a handshake, which the end does not wait for.
+async fn secured(service: Service, tls: Arc<Tls>, stream: TcpStream) {
+    let shaken = tokio::select! {
+        shaken = tls.accept(stream) => shaken,
+        () = service.ends() => None,
+    };
+    if let Some(stream) = shaken {
+        connection(service, stream).await;
+    }
+}
+
+async fn connection<S>(service: Service, stream: S)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -91,12 +119,12 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service.app.clone()))
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
-        () = server.draining() => {
+        () = service.ends() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -164,6 +164,21 @@ pub(crate) fn health_router(server: Server) -> Router {
         .with_state(server)
 }
 
+/// What is told to who connects while the server drains.
+pub(crate) fn draining_router(server: Server) -> Router {
+    let ending = || async {
+        Failure::Unavailable(
+            "the server is ending: ask another, or this one when it is back".to_owned(),
+        )
+    };
+    Router::new()
+        .route("/healthz", get(health::live))
+        .route("/readyz", get(health::ready))
+        .fallback(ending)
+        .layer(middleware::map_response(inert))
+        .with_state(server)
+}
+
 /// Runs a handler in a task of its own: a client that hangs up does not end a halt half way.
 async fn on_own_task(State(server): State<Server>, request: Request, next: Next) -> Response {
     match server.tasks().spawn(next.run(request).in_current_span()).await {
