@@ -58,6 +58,7 @@ fn tree() -> PathBuf {
 const SERVER: &str = "\
 estoppel serve --no-gateway >serve.log 2>&1 &
 until curl -sf http://127.0.0.1:7600/readyz >/dev/null; do sleep 0.1; done
+export ESTOPPEL_URL=http://127.0.0.1:7600
 export ESTOPPEL_TOKEN=$(cat estoppel-data/admin.token)";
 
 /// Runs the commands of a page; nothing where a network of one's own cannot be had, which fails
@@ -131,4 +132,88 @@ fn real_the_page_on_tokens_works() {
 #[test]
 fn real_the_page_on_operations_works() {
     run("docs/operations.md", SERVER);
+}
+
+/// A drill needs somebody to stop.
+#[test]
+fn real_the_page_on_drills_works() {
+    let gateway = "\
+estoppel gateway >gateway.log 2>&1 &
+until estoppel --json status | grep -q '\"connected\": true'; do sleep 0.1; done";
+    run("docs/drills.md", &format!("{SERVER}\n{gateway}"));
+}
+
+#[test]
+fn real_the_page_on_events_works() {
+    run("docs/events.md", SERVER);
+}
+
+#[test]
+fn real_the_page_on_the_gateway_works() {
+    run("docs/gateway.md", SERVER);
+}
+
+#[test]
+fn real_the_page_on_releases_works() {
+    run("docs/release.md", SERVER);
+}
+
+/// Pages whose `console` blocks are run above.
+const RUN: [&str; 7] = [
+    "README.md",
+    "docs/drills.md",
+    "docs/events.md",
+    "docs/gateway.md",
+    "docs/operations.md",
+    "docs/release.md",
+    "docs/tokens.md",
+];
+
+/// Commands that are shown and not run, by how they begin, and why.
+const NOT_RUN: [(&str, &str, &str); 11] = [
+    ("CONTRIBUTING.md", "./dev", "builds and tests this tree"),
+    ("README.md", "./dev", "builds this tree"),
+    ("docs/halt-page.md", "ssh -L", "goes to another machine"),
+    ("docs/operations.md", "$ estoppel serve --listen 0.0.0.0", "real certificates: `cli::tls`"),
+    ("docs/redis.md", "estoppel serve --redis", "a real Redis: `cli::redis`"),
+    ("docs/redis.md", "ACL SETUSER", "a real Redis: `cli::a_user_with_few_permissions`"),
+    ("docs/release.md", "estoppel release global --halt", "an id of a halt: `cli::releases`"),
+    ("docs/release.md", "estoppel release --approve", "two persons: `cli::releases`"),
+    ("docs/run.md", "$ estoppel", "an agent that is confined: `cli::run`"),
+    ("docs/tokens.md", "$ systemctl", "systemd, and a folder of the system's"),
+    ("docs/tokens.md", "$ estoppel token create owner", "the same: `cli::tokens`"),
+];
+
+/// No page shows a command that nobody runs, unless it is said above why.
+#[test]
+fn each_page_with_commands_is_run_or_says_why_not() {
+    let mut pages: Vec<String> = std::fs::read_dir(tree().join("docs"))
+        .unwrap()
+        .map(|entry| format!("docs/{}", entry.unwrap().file_name().to_str().unwrap()))
+        .filter(|page| page.ends_with(".md"))
+        .collect();
+    pages.extend(["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(str::to_owned));
+    let mut unused: Vec<_> = NOT_RUN.iter().collect();
+    for page in &pages {
+        let text = std::fs::read_to_string(tree().join(page)).unwrap();
+        assert_eq!(RUN.contains(&page.as_str()), !steps(&text).is_empty(), "{page}");
+        let mut block: Option<&str> = None;
+        for line in text.lines() {
+            if let Some(kind) = line.strip_prefix("```") {
+                block = if block.is_some() { None } else { Some(kind) };
+            } else if matches!(block, Some("" | "sh" | "bash" | "shell")) && is_command(line) {
+                let is_told = |row: &(&str, &str, &str)| row.0 == page && line.starts_with(row.1);
+                assert!(NOT_RUN.iter().any(is_told), "{page}: `{line}` is run by nobody");
+                unused.retain(|row| !is_told(row));
+            }
+        }
+    }
+    assert!(unused.is_empty(), "these are not shown any more: {unused:?}");
+}
+
+/// Whether a line of a block is one that a shell, or Redis's, is to be given.
+fn is_command(line: &str) -> bool {
+    ["$ ", "estoppel ", "curl ", "ssh ", "./dev", "ACL "]
+        .iter()
+        .any(|start| line.starts_with(start))
 }
