@@ -197,7 +197,7 @@ impl Incidents {
         let opened = opened_by(&order, chosen.id);
         let this = self.clone();
         self.0.tasks.spawn(async move {
-            let page = Page::ahead(&opened, false);
+            let page = Page::ahead(&opened, false).of_halt(order.id);
             let open = this.open(chosen, opened);
             // A ledger that does not answer must not keep people asleep.
             let (opened, ()) = tokio::join!(open, this.deliver_soon(page));
@@ -263,7 +263,7 @@ impl Incidents {
             let count = this.0.switchboard.count(order.id).await.ok().flatten();
             let expected = count.map_or(0, |count| count.expected);
             this.follow(&order, incident, expected);
-            let page = Page::ahead(&opened, false);
+            let page = Page::ahead(&opened, false).of_halt(order.id);
             let (opened, ()) = tokio::join!(this.open(chosen, opened), this.deliver_soon(page));
             if let Err(error) = opened {
                 tracing::error!(%error, "a halt that was handed back could not be written");

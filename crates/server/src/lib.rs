@@ -391,7 +391,7 @@ impl Server {
             switchboard.clone(),
             Arc::clone(&clock),
             pager,
-            url.clone(),
+            config.public_url.as_ref().map_or_else(|| url.clone(), ToString::to_string),
             tasks.clone(),
             Arc::clone(&metrics),
         );

@@ -574,3 +574,100 @@ fn the_page_halts_while_the_ledger_is_broken() {
     assert!(tab.get("/halt").body.contains("the ledger is not open"));
     drop(folder);
 }
+
+/// K5, K8: by policy a release of the page waits for another person, who sends the same form.
+#[test]
+fn a_release_on_the_page_waits_for_a_second_person() {
+    let server = Server::start_with("[serve]\ntwo_persons = [\"global\"]\n");
+    let (_, halt) =
+        server.admin("POST", "/kill-switch", &json!({ "scope": "global", "reason": "r" }));
+    let id = halt["id"].as_str().unwrap();
+    wait_for("the halt in the ledger", || {
+        let (_, status) = server.admin("GET", &format!("/v1/halts/{id}"), &serde_json::Value::Null);
+        (status["durable"] == "ledger").then_some(())
+    });
+    let release = |name: &str, token: &str| {
+        let mut tab = Tab::signed_in(&server, token);
+        let form = tab.get("/release");
+        let fields: Vec<(&str, String)> =
+            ["form", "order", "seal"].into_iter().map(|field| (field, form.field(field))).collect();
+        let mut fields: Vec<(&str, &str)> =
+            fields.iter().map(|(field, value)| (*field, value.as_str())).collect();
+        let reason = format!("{name} has looked");
+        fields.extend([("halt", id), ("reason", reason.as_str())]);
+        tab.post("/release", &fields)
+    };
+    let (lea, max) = (server.token("lea", "lead", None), server.token("max", "lead", None));
+    for _ in 0..2 {
+        let answer = release("lea", &lea);
+        assert_eq!(answer.status, 202, "{answer:?}");
+        assert!(answer.body.contains("A second person must approve"), "{answer:?}");
+        assert_eq!(halts(&server).len(), 1, "nothing is released, however often she asks");
+    }
+    let pending = server.json(&["status"])["releases_pending"].clone();
+    assert_eq!(pending[0]["requested_by"], "lea", "{pending}");
+    let answer = release("max", &max);
+    assert_eq!(answer.status, 303, "{answer:?}");
+    assert!(answer.location().contains(id), "{answer:?}");
+    assert!(halts(&server).is_empty());
+}
+
+/// Whom to call is said where the page is not live, as text.
+#[test]
+fn a_page_that_is_not_live_says_whom_to_call() {
+    let contact = "security <b>on call</b>, +49 30 1234";
+    let server = Server::start_with(&format!("[serve]\ncontact = \"{contact}\"\n"));
+    let page = Tab::signed_in(&server, &server.admin).get("/halts").body;
+    let banner = page.split_once("id=\"stale\"").unwrap().1.split_once("</div>").unwrap().0;
+    assert!(banner.contains("Whom to call"), "{banner}");
+    assert!(banner.contains("+49 30 1234") && !banner.contains("<b>"), "{banner}");
+    let without = Server::start();
+    let page = Tab::signed_in(&without, &without.admin).get("/halts").body;
+    assert!(!page.contains("Whom to call"));
+}
+
+/// A page on the telephone leads to the halt's page under the public address, or to where one is given.
+#[test]
+fn a_pages_link_leads_to_the_page_of_the_halt() {
+    let (channel, pages) = crate::watchdog::channel();
+    let server = Server::start_with(&format!(
+        "[serve]\npublic_url = \"https://halt.example.com\"\n[paging]\nurl = \"{channel}\"\n"
+    ));
+    let link = |incident: &serde_json::Value| loop {
+        let page: serde_json::Value = pages.recv_timeout(PATIENCE).unwrap();
+        if page["data"]["incident"] == *incident {
+            let found = links(&page);
+            assert_eq!(found.len(), 1, "{page}");
+            return found[0].clone();
+        }
+    };
+    let (_, halt) =
+        server.admin("POST", "/kill-switch", &json!({ "scope": "session:a b", "reason": "r" }));
+    assert!(halt["id"].is_null(), "no such name: {halt}");
+    let (_, halt) =
+        server.admin("POST", "/kill-switch", &json!({ "scope": "session:a", "reason": "r" }));
+    let id = halt["id"].as_str().unwrap();
+    let address = link(&halt["incident"]);
+    assert_eq!(address, format!("https://halt.example.com/halts/{id}"));
+    let mut tab = Tab::signed_in(&server, &server.admin);
+    let page = tab.get(address.strip_prefix("https://halt.example.com").unwrap());
+    assert_eq!(page.status, 200, "{page:?}");
+    let report = json!({ "title": "it shows another's invoice", "subject": { "session": "s+1" } });
+    let (status, opened) = server.admin("POST", "/v1/incidents", &report);
+    assert_eq!(status, 201, "{opened}");
+    let address = link(&opened["id"]);
+    assert_eq!(address, "https://halt.example.com/halt?scope=session:s%2B1");
+    let page = tab.get(address.strip_prefix("https://halt.example.com").unwrap());
+    assert!(page.status == 200 && page.body.contains("s+1"), "the form is filled in: {page:?}");
+    assert_eq!(halts(&server).len(), 1, "and nothing is done");
+}
+
+/// The addresses in a page, wherever its channel puts them.
+fn links(page: &serde_json::Value) -> Vec<String> {
+    match page {
+        serde_json::Value::String(text) if text.starts_with("https://halt.") => vec![text.clone()],
+        serde_json::Value::Array(parts) => parts.iter().flat_map(links).collect(),
+        serde_json::Value::Object(parts) => parts.values().flat_map(links).collect(),
+        _ => Vec::new(),
+    }
+}

@@ -8,7 +8,7 @@ use std::{
 };
 
 use estoppel_link::Trust;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::{
     guards::Guards,
@@ -28,7 +28,9 @@ impl Authority {
     /// Writes a new certificate for 127.0.0.1 and its key; returns the certificate.
     fn issue(&self, folder: &Path) -> Vec<u8> {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        // Of another name than its issuer: OpenSSL would take it for signed by itself.
+        params.distinguished_name.push(DnType::CommonName, "a server");
         let cert = params.signed_by(&key, &self.0).unwrap();
         std::fs::write(folder.join("key.pem"), key.serialize_pem()).unwrap();
         std::fs::write(folder.join("cert.pem"), cert.pem()).unwrap();
@@ -209,4 +211,44 @@ fn an_open_address_needs_tls() {
     assert_eq!(half.status.code(), Some(2), "{}", text(&half));
     let none = serve(&["--tls-cert", "no-such.pem", "--tls-key", "no-such.pem"]);
     assert!(text(&none).contains("no-such.pem"), "{}", text(&none));
+}
+
+/// Row K5: signed in over the server's own TLS, the cookie never goes anywhere in the clear.
+#[test]
+fn a_page_over_tls_has_a_secure_cookie() {
+    let stage = Stage::new();
+    wait_for("the server's recovery", || {
+        let status = stage.cli(Some("ca.pem"), &["status"]);
+        status.status.success().then_some(())
+    });
+    let ca = stage.folder.path().join("ca.pem");
+    let curl = |args: &[&str]| {
+        let output = Command::new("curl")
+            .args(["-sS", "-i", "-m", "20", "--cacert"])
+            .arg(&ca)
+            .args(args)
+            .output();
+        text(&output.unwrap())
+    };
+    let url = &stage.server.url;
+    let token = format!("token={}", stage.server.admin.trim());
+    let sign_in = |origin: &str| {
+        let origin = format!("Origin: {origin}");
+        curl(&["-H", &origin, "--data-urlencode", &token, &format!("{url}/sign-in")])
+    };
+    let signed_in = sign_in(url);
+    assert!(signed_in.starts_with("HTTP/1.1 303 "), "{signed_in}");
+    let cookie = signed_in
+        .lines()
+        .find_map(|line| line.to_ascii_lowercase().starts_with("set-cookie: ").then(|| &line[12..]))
+        .unwrap();
+    assert!(cookie.starts_with("__Host-estoppel-"), "{cookie}");
+    for part in ["; Secure", "; HttpOnly", "; SameSite=Lax", "; Path=/"] {
+        assert!(cookie.contains(part), "{part}: {cookie}");
+    }
+    let pair = cookie.split(';').next().unwrap();
+    let page = curl(&["-H", &format!("Cookie: {pair}"), &format!("{url}/halts")]);
+    assert!(page.starts_with("HTTP/1.1 200 ") && page.contains("Signed in as"), "{page}");
+    let plain = sign_in(&url.replace("https://", "http://"));
+    assert!(plain.starts_with("HTTP/1.1 403 "), "a form of a page without TLS: {plain}");
 }

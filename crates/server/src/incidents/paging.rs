@@ -7,11 +7,11 @@ use estoppel_incident::{
     IncidentView,
     record::{Opened, PageResult, Paged},
 };
-use estoppel_model::{IncidentId, IncidentNumber, Severity, Untrusted};
+use estoppel_model::{IncidentId, IncidentNumber, OrderId, Severity, Untrusted};
 use estoppel_playbook::journal::StepOutcome;
 
 use super::{Incidents, bodies::concerns};
-use crate::metrics::PageOutcome;
+use crate::{metrics::PageOutcome, pages::address};
 
 /// How long a page waits for the ledger to give the incident its number.
 const NUMBER_WAIT: Duration = Duration::from_millis(300);
@@ -25,6 +25,8 @@ pub(crate) struct Page {
     pub summary: Untrusted<String>,
     /// Whom it concerns.
     pub subject: String,
+    /// The page of ours that it leads to: of a halt, or where one is given.
+    pub place: String,
 }
 
 impl Page {
@@ -37,6 +39,7 @@ impl Page {
             severity: opened.severity,
             summary: opened.title.clone(),
             subject: concerns(opened),
+            place: latest_halt(view).map_or_else(|| place_to_halt(opened), place_of),
         }
     }
 
@@ -49,7 +52,13 @@ impl Page {
             severity: opened.severity,
             summary: Untrusted::new(format!("{question}{}", opened.title.raw())),
             subject: concerns(opened),
+            place: place_to_halt(opened),
         }
+    }
+
+    /// The same, about a halt.
+    pub(super) fn of_halt(self, order: OrderId) -> Self {
+        Self { place: place_of(order), ..self }
     }
 }
 
@@ -82,6 +91,12 @@ impl Incidents {
         };
         let found = tokio::time::timeout(NUMBER_WAIT, wait).await.unwrap_or_default();
         page.number = page.number.or(found);
+        // A detection's own halt is known by now, if there is one.
+        let halt = self
+            .0
+            .journal
+            .read(|state| state.incidents.incident(page.incident).and_then(latest_halt));
+        page.place = halt.map_or(page.place, place_of);
         // The failure is recorded with the incident and logged there.
         let _ = self.deliver(page).await;
     }
@@ -97,14 +112,12 @@ impl Incidents {
         };
         let dedup_key = format!("estoppel/{}", page.incident);
         let checkpoint = self.0.journal.ledger().ok().map(|ledger| ledger.checkpoint().to_string());
-        let name =
-            page.number.map_or_else(|| page.incident.to_string(), |number| number.to_string());
         let message = Message {
             incident: page.incident,
             number: page.number,
             severity: page.severity,
             summary: page.summary,
-            url: format!("{}/v1/incidents/{name}", self.0.url).parse().ok(),
+            url: format!("{}{}", self.0.url, page.place).parse().ok(),
             dedup_key: dedup_key.clone(),
             checkpoint,
             at: self.0.clock.now(),
@@ -146,5 +159,25 @@ impl Incidents {
             Err(error) => tracing::error!(%error, "a page cannot be written"),
         }
         answer
+    }
+}
+
+/// The latest halt of an incident that is in force still.
+fn latest_halt(view: &IncidentView) -> Option<OrderId> {
+    let is_released = |order| view.releases.iter().any(|entry| entry.body.orders.contains(&order));
+    let halts = view.halts.iter().rev().map(|entry| &entry.body);
+    halts.filter(|halt| halt.what == "halt").map(|halt| halt.order).find(|it| !is_released(*it))
+}
+
+fn place_of(order: OrderId) -> String {
+    format!("/halts/{order}")
+}
+
+/// Where what an incident concerns can be halted: the form is filled in, and nothing more is done.
+fn place_to_halt(opened: &Opened) -> String {
+    let session = opened.subject.session.as_ref().map(|session| format!("session:{session}"));
+    match opened.scope.as_ref().map(ToString::to_string).or(session) {
+        Some(scope) => address("/halt", &[("scope", &scope)]),
+        None => "/halt".to_owned(),
     }
 }

@@ -42,6 +42,7 @@ use self::{
 use crate::Server;
 
 pub(crate) use self::{
+    form::address,
     overview::Views,
     sign_in::{Wrong, keep_sessions},
 };
@@ -102,6 +103,8 @@ struct Frame {
     who: Option<Who>,
     now: Moment,
     lease_seconds: u64,
+    /// Whom to call, in the owner's words.
+    contact: Option<Shown>,
     version: &'static str,
     assets: &'static Assets,
 }
@@ -138,6 +141,7 @@ impl Frame {
             who,
             now: Moment::new(now, now),
             lease_seconds: server.config().lease.as_secs(),
+            contact: server.config().contact.as_deref().map(Shown::name),
             version: env!("CARGO_PKG_VERSION"),
             assets: &ASSETS,
         }
