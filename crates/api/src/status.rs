@@ -119,6 +119,9 @@ pub struct RedisStatus {
     /// What is wrong with one of these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignored_key: Option<String>,
+    /// How often a value was read since the start that says neither active nor inactive.
+    #[serde(default)]
+    pub values_refused: u64,
 }
 
 /// One enforcer.

@@ -353,7 +353,7 @@ impl Server {
             LongestLease::open(&config.data, served_before, config.lease);
         recovered.warnings.extend(warning);
         let draining = CancellationToken::new();
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::new(config.redis.is_some()));
         // The switchboard outlives the drain: what ends says so on its way out.
         let (switchboard, news) = Switchboard::start(
             SwitchConfig { lease: config.lease, ping: config.lease / 5 },

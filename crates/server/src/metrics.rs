@@ -8,10 +8,14 @@
 use std::{
     collections::VecDeque,
     fmt::Write as _,
-    sync::{Mutex, PoisonError, atomic::AtomicU64},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
+use estoppel_api::RedisStatus;
 use estoppel_killswitch::frame::Stage;
 use estoppel_model::OrderId;
 use prometheus_client::{
@@ -117,6 +121,18 @@ pub(crate) struct Gauges {
     pub tokens_ending_soon: Gauge,
     pub invariant_checks: Family<Promise, Counter>,
     pub invariant_violations: Family<Promise, Counter>,
+    pub redis: RedisGauges,
+}
+
+/// The mirror in Redis, where one is configured.
+#[derive(Debug, Default)]
+pub(crate) struct RedisGauges {
+    connected: Gauge,
+    last_sync: Gauge<f64, AtomicU64>,
+    keys_behind: Gauge,
+    keys_ignored: Gauge,
+    halts: Gauge,
+    values_refused: Counter,
 }
 
 /// Counts an order as being behind until it is dropped.
@@ -135,8 +151,8 @@ fn latency() -> Histogram {
 }
 
 impl Metrics {
-    /// Metrics that start at nothing.
-    pub(crate) fn new() -> Self {
+    /// Metrics that start at nothing; those of the mirror where there is one.
+    pub(crate) fn new(mirror: bool) -> Self {
         let mut registry = Registry::default();
         let process = Process::register(&mut registry);
         let ours = registry.sub_registry_with_prefix("estoppel");
@@ -145,6 +161,9 @@ impl Metrics {
         ours.register("build_info", "The version that runs", build);
         let gauges = Gauges::default();
         gauges.register(ours);
+        if mirror {
+            gauges.redis.register(ours);
+        }
         let mut metrics = Self {
             registry: Registry::default(),
             order_accept: latency(),
@@ -315,6 +334,51 @@ impl Gauges {
     }
 }
 
+impl RedisGauges {
+    fn register(&self, ours: &mut Registry) {
+        ours.register("redis_connected", "Whether Redis answers", self.connected.clone());
+        ours.register_with_unit(
+            "redis_last_sync_timestamp",
+            "When Redis was last seen to say what it is to say; 0: never",
+            Unit::Seconds,
+            self.last_sync.clone(),
+        );
+        let gauges = [
+            (
+                "redis_keys_behind",
+                "Keys that do not say yet what they are to say",
+                &self.keys_behind,
+            ),
+            (
+                "redis_keys_ignored",
+                "Keys under kill_switch: that name no scope, at the last look",
+                &self.keys_ignored,
+            ),
+            ("redis_halts", "Halts in force that somebody wrote to Redis", &self.halts),
+        ];
+        for (name, help, gauge) in gauges {
+            ours.register(name, help, gauge.clone());
+        }
+        ours.register(
+            "redis_values_refused",
+            "Values that were read and say neither active nor inactive",
+            self.values_refused.clone(),
+        );
+    }
+
+    /// Takes over how the mirror is.
+    pub(crate) fn set(&self, redis: &RedisStatus) {
+        let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.connected.set(i64::from(redis.connected));
+        let last_sync = redis.last_sync.map_or(0.0, |at| at.as_micros() as f64 / 1e6);
+        self.last_sync.set(last_sync);
+        self.keys_behind.set(whole(redis.behind));
+        self.keys_ignored.set(whole(redis.ignored_keys));
+        self.halts.set(whole(redis.halts_from_redis));
+        self.values_refused.inner().store(redis.values_refused, Ordering::Relaxed);
+    }
+}
+
 /// The same as Prometheus's own text format 0.0.4, in which a counter's family has the name of its
 /// sample and there are neither units nor an end.
 pub(crate) fn classic(open_metrics: &str) -> String {
@@ -346,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_halt_is_measured_from_its_acceptance_and_the_oldest_are_forgotten() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(false);
         let (begun, order) = (Instant::now(), OrderId::new());
         metrics.accepted(order, begun);
         metrics.confirmed(order, Stage::Refusing, begun + Duration::from_millis(3));
@@ -367,7 +431,7 @@ mod tests {
 
     #[test]
     fn what_is_behind_is_counted_while_it_is() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(false);
         let behind = metrics.behind();
         assert!(metrics.open_metrics().contains("\nestoppel_orders_behind 1\n"));
         drop(behind);
@@ -376,7 +440,7 @@ mod tests {
 
     #[test]
     fn a_counter_has_one_name_in_each_format() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(false);
         metrics.paged(PageOutcome::Failed);
         let open = metrics.open_metrics();
         assert!(open.contains("# TYPE estoppel_pages counter\n"), "{open}");

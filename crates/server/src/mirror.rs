@@ -54,6 +54,7 @@ impl MirrorState {
             insisted: Vec::new(),
             ignored_keys: 0,
             ignored_key: None,
+            values_refused: 0,
         })))
     }
 

@@ -25,6 +25,8 @@ use crate::{
 
 /// What `docs/redis.md` promises of a write on default settings.
 const WITHIN: Duration = Duration::from_secs(1);
+/// The same for polling among a million keys: a walk, and the rest of one that goes on.
+const POLLED_MILLION: Duration = Duration::from_secs(8);
 /// What a halt's answer has (invariant stop-never-waits).
 const ANSWER: Duration = Duration::from_millis(250);
 
@@ -490,6 +492,87 @@ fn among_a_million_foreign_keys() {
     wait_active(&mut client, "global");
     client.call(&["DEL", "kill_switch:global"]);
     wait_active(&mut client, "global");
+}
+
+/// Row K1: where Redis tells of no changes, the bound is that of a walk over all keys, for a quarter of
+/// Redis's time; `global` is looked at all the same.
+#[test]
+fn polled_among_a_million_foreign_keys() {
+    let Some(redis) = Redis::start(&["--enable-debug-command", "local"]) else { return };
+    let mut client = redis.client();
+    let user = ["ACL", "SETUSER", "polled", "on", ">hunter2", "~kill_switch:*", "+@all", "-client"];
+    assert_eq!(client.call(&user), Reply::Bytes(b"OK".to_vec()));
+    let filled = client.call(&["DEBUG", "POPULATE", "1000000"]);
+    assert_eq!(filled, Reply::Bytes(b"OK".to_vec()));
+    let url = format!("redis://polled:hunter2@127.0.0.1:{}", redis.port);
+    let server = Server::start_in("", &[("ESTOPPEL_REDIS", &url)]);
+    wait_for("the mirror", || (mirror(&server)["connected"] == true).then_some(()));
+    assert_eq!(mirror(&server)["tracking"], false);
+    let mut took = Vec::new();
+    for n in 0..8 {
+        let begun = Instant::now();
+        client.set(&format!("kill_switch:session:s{n}"), r#"{"active": true}"#);
+        wait_for("the halt", || (halts(&server, &format!("session:s{n}")) == 1).then_some(()));
+        took.push(begun.elapsed());
+    }
+    took.sort_unstable();
+    let begun = Instant::now();
+    client.set("kill_switch:global", r#"{"active": true}"#);
+    wait_for("the halt", || (halts(&server, "global") == 1).then_some(()));
+    let global = begun.elapsed();
+    eprintln!(
+        "polled among a million keys, from a write to Redis to a halt: {took:?}; global {global:?}"
+    );
+    assert!(took[took.len() / 2] < POLLED_MILLION, "{took:?}");
+    assert!(global < WITHIN, "{global:?}");
+}
+
+/// A name that is longer than any scope's is counted and left where it is.
+#[test]
+fn a_huge_name_is_counted_and_taken_over_nowhere() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let server = serve(&redis);
+    let mut client = redis.client();
+    let marker = "needle".repeat(200_000);
+    // A plugin's range: without a bound this would be a scope.
+    let spaces = " ".repeat(1 << 20);
+    for name in [format!("session:{marker}"), format!("plugin:x@>={spaces}2")] {
+        client.set(&format!("kill_switch:{name}"), r#"{"active": true}"#);
+    }
+    client.set("kill_switch:session:odd", "no json");
+    client.set("kill_switch:session:good", r#"{"active": true}"#);
+    wait_for("the halt", || (halts(&server, "session:good") == 1).then_some(()));
+    // Walked over after a start.
+    let server = server.crash_and_restart();
+    let told = wait_for("the count", || {
+        let mirror = mirror(&server);
+        (mirror["ignored_keys"] == 2).then_some(mirror)
+    });
+    assert!(told["ignored_key"].as_str().unwrap().contains("bytes: at most 1024"), "{told}");
+    let status = server.send(&server.admin, "GET", "/v1/status", b"").1.to_string();
+    assert!(status.len() < 20_000 && !server.log().contains(&marker[..600]), "{status}");
+    assert_eq!(server.json(&["status"])["halts"].as_array().unwrap().len(), 1);
+    let metrics = wait_for("the measures", || {
+        let text = server.send(&server.admin, "GET", "/metrics", b"").1;
+        let text = text.as_str().unwrap().to_owned();
+        let has = |sample: &str| text.lines().any(|line| line.starts_with(sample));
+        (has("estoppel_redis_connected 1")
+            && has("estoppel_redis_halts 1")
+            && has("estoppel_redis_keys_ignored 2")
+            && has("estoppel_redis_last_sync_timestamp_seconds 1"))
+        .then_some(text)
+    });
+    let line = metrics.lines().find(|it| it.starts_with("estoppel_redis_values_refused_total "));
+    let refused: f64 = line.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(refused >= 1.0, "{metrics}");
+    drop(redis);
+    wait_for("the loss", || {
+        let text = server.send(&server.admin, "GET", "/metrics", b"").1;
+        text.as_str().unwrap().contains("\nestoppel_redis_connected 0\n").then_some(())
+    });
+    let without = Server::start();
+    let text = without.admin("GET", "/metrics", &Value::Null).1;
+    assert!(!text.as_str().unwrap().contains("\nestoppel_redis_connected "), "there is none");
 }
 
 /// A user that may do no more than docs/redis.md says is enough; one that may not be told of

@@ -14,9 +14,10 @@ use estoppel_killswitch::{
     server::{self, ConnectionId, Identity, Switch, SwitchConfig},
 };
 use estoppel_model::{Actor, EnforcerId, SignedOrder, Subject, Timestamp};
+use estoppel_testkit::keys::{Keys, SERVER, sign};
 use uuid::Uuid;
 
-use crate::support::{Keys, SERVER, at, halt, id, order_id, sign, signed};
+use crate::support::{at, halt, id, order_id, signed};
 
 const LEASE: u64 = 15_000;
 

@@ -102,6 +102,9 @@ async fn refresh(server: &Server) {
         let violations = gauges.invariant_violations.get_or_create(&promise);
         violations.inner().store(count.violations, Ordering::Relaxed);
     }
+    if let Some(redis) = server.redis() {
+        gauges.redis.set(&redis);
+    }
     let soon = server.tokens().ending_soon(server.clock().now());
     gauges.tokens_ending_soon.set(whole(soon.len()));
     let readiness = health::readiness(server).await;

@@ -238,7 +238,7 @@ fn appended(dir: &std::path::Path, records: &[Record]) -> Ledger {
 }
 
 fn opened(dir: &std::path::Path) -> (Journal, super::Begun) {
-    let journal = Journal::closed(None, Arc::new(Metrics::new()));
+    let journal = Journal::closed(None, Arc::new(Metrics::new(false)));
     let begun = journal.open(dir, key()).unwrap();
     (journal, begun)
 }

@@ -308,6 +308,9 @@ impl Mirror {
                 Held::Bytes(bytes) => Found::read(&bytes),
                 Held::OtherType => Found::Unreadable(Unreadable::Type),
             };
+            if matches!(found, Found::Unreadable(_)) {
+                self.state.update(|state| state.values_refused += 1);
+            }
             writes.extend(self.judge(key, &found).await?.map(|write| (key.clone(), write)));
         }
         if writes.is_empty() {

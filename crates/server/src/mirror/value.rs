@@ -14,6 +14,8 @@ use super::book::ACTOR;
 
 /// What all keys begin with; the scope follows.
 pub(super) const PREFIX: &str = "kill_switch:";
+/// Longest name of a key, in bytes; no scope's is as long.
+pub(super) const NAME_BYTES_MAX: usize = 1_024;
 /// Longest value that is read; of a longer one, the beginning.
 pub(super) const VALUE_BYTES_MAX: usize = 64 << 10;
 /// Longest text that is taken over from a value, in characters.
@@ -35,6 +37,9 @@ pub(super) enum KeyError {
     /// It is not of ours.
     #[error("the key does not begin with `{PREFIX}`")]
     Foreign,
+    /// Whoever made it meant something else, or harm: nothing of it is taken over.
+    #[error("the key has {0} bytes: at most {NAME_BYTES_MAX}")]
+    TooLong(usize),
     /// It is not text.
     #[error("the key is not UTF-8")]
     NotText,
@@ -55,6 +60,9 @@ impl Key {
     /// When it belongs to none.
     pub(super) fn parse(name: &[u8]) -> Result<Self, KeyError> {
         let rest = name.strip_prefix(PREFIX.as_bytes()).ok_or(KeyError::Foreign)?;
+        if name.len() > NAME_BYTES_MAX {
+            return Err(KeyError::TooLong(name.len()));
+        }
         let text = std::str::from_utf8(rest).map_err(|_| KeyError::NotText)?;
         let scope = text.parse()?;
         Ok(Self { name: format!("{PREFIX}{text}").into(), scope })
@@ -339,6 +347,15 @@ mod tests {
         assert_eq!(other.name(), "kill_switch:plugin:x@>= 2");
         assert_eq!(*other.scope(), "plugin:x@>=2".parse().unwrap());
         assert_eq!(Key::parse(b"other"), Err(KeyError::Foreign));
+        // A version range may hold any number of spaces.
+        let spaces = |count: usize| format!("{PREFIX}plugin:x@>={}2", " ".repeat(count));
+        assert!(Key::parse(spaces(900).as_bytes()).is_ok());
+        for count in [NAME_BYTES_MAX, 1 << 20] {
+            let name = spaces(count);
+            let error = Key::parse(name.as_bytes()).unwrap_err();
+            assert_eq!(error, KeyError::TooLong(name.len()));
+            assert!(error.to_string().len() < 100, "{error}");
+        }
         assert_eq!(Key::parse(b"kill_switch:\xff"), Err(KeyError::NotText));
         for bad in ["", "everything", "session:", "session:a b", "session:\u{202e}x"] {
             let key = format!("{PREFIX}{bad}");

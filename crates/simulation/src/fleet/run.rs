@@ -285,6 +285,7 @@ impl Fleet {
                 | Effect::LeaseOver { .. }
                 | Effect::AllKnown
                 | Effect::Outcome { .. }
+                | Effect::BreakGlassUsed { .. }
                 | Effect::HandedBack { .. } => {}
             }
         }
@@ -318,6 +319,8 @@ impl Fleet {
                 | enforcer::Effect::Released { .. }
                 | enforcer::Effect::Act(_)
                 | enforcer::Effect::LeaseRegained
+                | enforcer::Effect::GoesOn
+                | enforcer::Effect::BreakGlassRefused(_)
                 | enforcer::Effect::Keep(_) => {}
             }
         }

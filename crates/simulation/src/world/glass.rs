@@ -13,10 +13,11 @@ use estoppel_killswitch::{
     invariant::Observation,
 };
 use estoppel_model::{Actor, Boottime};
+use estoppel_testkit::keys::Keys;
 use uuid::Uuid;
 
 use super::World;
-use crate::{coverage::Fault, keys::Keys};
+use crate::coverage::Fault;
 
 /// A file, and how long its node went on by it.
 pub(super) struct Placed {
