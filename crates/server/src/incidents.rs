@@ -19,7 +19,6 @@ use estoppel_incident::{
     record::{Contained, Joined, Opened, Released, Silent, SilentEnforcer},
 };
 use estoppel_killswitch::{
-    frame::Stage,
     is_drill,
     server::{EnforcerProgress, HaltCount},
 };

@@ -59,7 +59,7 @@ fn flip_each_value(dir: &Path, table: &str, key: &str) -> usize {
     let (columns, rows) = {
         let tool = tool(dir);
         let mut statement = tool.prepare(&format!("SELECT * FROM {table} ORDER BY {key}")).unwrap();
-        let columns: Vec<String> = statement.column_names().into_iter().map(String::from).collect();
+        let columns: Vec<String> = statement.column_names().map(String::from).collect();
         let read =
             statement.query_map([], |row| (0..columns.len()).map(|at| row.get(at)).collect());
         let rows: Vec<Vec<Value>> = read.unwrap().collect::<Result<_, _>>().unwrap();

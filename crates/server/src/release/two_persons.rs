@@ -42,7 +42,7 @@ impl TwoPersons {
 }
 
 /// Body of a `release.requested` record.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Requested {
     id: Uuid,
     scope: ScopeSet,

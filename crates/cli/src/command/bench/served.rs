@@ -20,6 +20,8 @@ use crate::error::Result;
 /// How long a process may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(10);
+/// Lines of a process that nobody has taken yet.
+const LINES_WAITING_MAX: usize = 64;
 
 /// A child process that ends with its handle.
 pub(super) struct Process(pub(super) Child);
@@ -161,7 +163,7 @@ impl Helper {
         input.write_all(&line)?;
         // Taken off its hands at once: a line of thousands of times is longer than a pipe, and who
         // waits in the middle of it hears nothing more.
-        let (said, answers) = mpsc::channel();
+        let (said, answers) = mpsc::sync_channel(LINES_WAITING_MAX);
         std::thread::spawn(move || {
             BufReader::new(output).lines().try_for_each(|line| said.send(line))
         });

@@ -1,8 +1,8 @@
 //! How long a server takes to start on a long ledger, with and without a snapshot of it.
 //!
-//! The ledger is made of what a server really writes: one incident by detection, with a run of its
-//! playbook, a guard's words, notes and an end, is played once; its records are then appended again
-//! and again under new ids. Orders are left out: they are signed, and few.
+//! The ledger is made of what a server really writes: one incident by detection, with a guard's words,
+//! notes and an end, is played once; its records are then appended again and again under new ids.
+//! Orders are left out, since they are signed; so are runs, which a server would take up.
 
 use std::{
     collections::HashMap,
@@ -83,13 +83,7 @@ async fn play() -> Result<PathBuf> {
         "verdict": "would_block",
     });
     client.events(event.to_string().into_bytes()).await?;
-    let begun = Instant::now();
-    while !client.runs().await?.iter().any(|run| !["asking", "running"].contains(&&*run.state)) {
-        patient(begun, "the run of a playbook")?;
-        tokio::time::sleep(LOOK).await;
-    }
-    let number = client.incidents().await?.first().map(|it| it.number.to_string());
-    let number = number.ok_or_else(|| failed(anyhow::anyhow!("there is no incident")))?;
+    let number = until_contained(&client).await?;
     for count in 1..=3 {
         let text = format!("looked at it for the {count}th time, and wrote down what was seen");
         client.note(&number, &NoteRequest { text }).await?;
@@ -100,6 +94,22 @@ async fn play() -> Result<PathBuf> {
     tasks.close();
     tasks.wait().await;
     Ok(stage.end().await)
+}
+
+/// The number of the incident, once its halt was carried out by the guard.
+async fn until_contained(client: &Client) -> Result<String> {
+    let begun = Instant::now();
+    loop {
+        if let Some(incident) = client.incidents().await?.first() {
+            let number = incident.number.to_string();
+            let found = client.incident(&number).await?;
+            if found["contained"].as_array().is_some_and(|words| !words.is_empty()) {
+                return Ok(number);
+            }
+        }
+        patient(begun, "the end of an incident's halt")?;
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Appends the records of the incident under new ids until there are so many; the ledger's size.
@@ -140,7 +150,7 @@ fn grow(folder: &Path, records: u64) -> Result<u64> {
 
 fn belongs_to_an_incident(record: &Record) -> bool {
     let kind = record.kind.as_str();
-    ["incident.", "run.", "step.", "evidence."].iter().any(|family| kind.starts_with(family))
+    ["incident.", "evidence."].iter().any(|family| kind.starts_with(family))
 }
 
 /// The text with each UUID in it replaced, the same one by the same.
