@@ -207,6 +207,11 @@ pub struct HaltStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub unknown_until: Option<Timestamp>,
+    /// Until then enforcers that are counted by their lease alone may act: a break-glass file is out,
+    /// by which those that reach no server go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub break_glass_until: Option<Timestamp>,
     /// How safely it is kept.
     pub durable: Durable,
     /// Each enforcer's word.

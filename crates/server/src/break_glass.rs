@@ -127,6 +127,11 @@ impl BreakGlasses {
         self.0.values().rev()
     }
 
+    /// The end of the last file that is good.
+    pub(crate) fn good_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.0.values().map(|file| file.until).filter(|until| *until > now).max()
+    }
+
     /// Whether a use is to be recorded, and whether people are to be told of it.
     fn judge(&self, file: Uuid, used: &BreakGlassUsed) -> Judged {
         let Some(file) = self.0.get(&file) else { return Judged { recorded: true, paged: true } };

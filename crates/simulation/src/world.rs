@@ -218,9 +218,11 @@ impl World {
         }
     }
 
-    /// All that waits for the healing has happened by then, twice.
+    /// All that waits for the healing, and for the leases of whoever came after it, has happened by
+    /// then, twice.
     fn ends_at(&self) -> Duration {
-        self.scenario.heals_at + self.scenario.lease * 2 + Duration::from_secs(20)
+        let last = self.scenario.actions.last().map_or(Duration::ZERO, |(at, _)| *at);
+        self.scenario.heals_at.max(last) + self.scenario.lease * 2 + Duration::from_secs(20)
     }
 
     fn happen(&mut self, event: Event) {

@@ -38,6 +38,9 @@ pub(crate) fn halt_lines(status: &HaltStatus) -> String {
     if let Some(until) = status.unknown_until {
         head.push_str(&format!("\n{}", unknown(until)));
     }
+    if let Some(until) = status.break_glass_until {
+        head.push_str(&format!("\n{}", break_glass(until)));
+    }
     let rows: Vec<Vec<String>> = status.enforcers.iter().map(row).collect();
     if rows.is_empty() {
         return format!("{head}\nno enforcer was connected");
@@ -62,6 +65,11 @@ pub(crate) fn counts(status: &HaltStatus) -> String {
 /// That a server before this one may have given leases to others.
 pub(crate) fn unknown(until: Timestamp) -> String {
     format!("until {until} enforcers of the time before the server's start may be unknown")
+}
+
+/// That a lease that is over need not stop an enforcer.
+pub(crate) fn break_glass(until: Timestamp) -> String {
+    format!("a break-glass file is out until {until}: who is counted by lease may go on by it")
 }
 
 /// When an enforcer reached a stage: how long after the halt, else by its own clock.

@@ -154,6 +154,12 @@ fn summary(status: &HaltStatus) -> String {
         _ if stuck > 0 => format!(
             "settled, but {stuck} enforcers name work that could not be interrupted{slowest}"
         ),
+        _ if let Some(until) = status.break_glass_until => format!(
+            "settled: {} confirmed{slowest}; {} did not answer, and {}",
+            status.settled,
+            status.by_lease,
+            status::break_glass(until)
+        ),
         _ if status.by_lease > 0 => format!(
             "settled: {} confirmed{slowest}; {} did not answer and are stopped by their leases",
             status.settled, status.by_lease

@@ -167,6 +167,32 @@ fn agents_go_on_by_a_break_glass_and_no_halt_ends() {
     guard.end();
 }
 
+/// K7: a count by the lease is no proof while a file is out, and says so.
+#[test]
+fn who_is_counted_by_lease_may_go_on_by_a_file_that_is_out() {
+    let server = Server::start_with("[serve]\nlease_seconds = 5");
+    let token = server.token("bot", "agent", None);
+    let folder = tempfile::tempdir().unwrap();
+    let guard = Guard::start(&server.url, &token, "web-3", folder.path());
+    guard.runtime.block_on(guard.link.ready());
+    guard.end();
+    let halt = server.json(&["halt", "session:a", "--reason", "r"]);
+    let status = || server.json(&["status", "--halt", halt["id"].as_str().unwrap()]);
+    let over = wait_for("the end of its lease", || {
+        let status = status();
+        (status["by_lease"] == 1).then_some(status)
+    });
+    assert_eq!(over["break_glass_until"], Value::Null, "{over}");
+    create(&server, &["--until", "1h"]);
+    assert!(status()["break_glass_until"].is_string(), "{}", status());
+    let told = server.cli(&["status", "--halt", halt["id"].as_str().unwrap()]).stdout;
+    let told = String::from_utf8(told).unwrap();
+    assert!(told.contains("a break-glass file is out until"), "{told}");
+    let release = ["release", "session:a", "--reason", "r"];
+    assert!(server.cli(&release).status.success());
+    assert_eq!(status()["break_glass_until"], Value::Null, "{}", status());
+}
+
 /// Made from the data folder of a server that is dead, and known to it afterwards.
 #[test]
 fn the_owner_of_the_data_folder_makes_one_without_a_server() {

@@ -109,7 +109,7 @@ fn is_clear(problem: &Value, words: &str) {
 /// Invariants stop-never-waits, starting-always-does, acknowledged-is-kept.
 #[test]
 fn real_a_full_disk_is_not_ready_and_stops_work() {
-    let Some(disk) = Disk::mount(320) else { return };
+    let Some(disk) = Disk::mount(512) else { return };
     let server = Server::at(&disk.data());
     let token = server.token("guard", "agent", None);
     let guards = Guards::connect(&server, &token, 1);

@@ -57,6 +57,7 @@ pub(super) fn status(
         by_lease,
         gone,
         unknown_until,
+        break_glass_until: None,
         durable,
         enforcers,
     }

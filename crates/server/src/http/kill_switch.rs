@@ -388,7 +388,7 @@ pub(crate) async fn status(
     if caller.0.tenant.is_some() && order.tenant.is_some() && order.tenant != caller.0.tenant {
         return Err(nobody());
     }
-    let status = match server.switchboard().progress(id).await? {
+    let mut status = match server.switchboard().progress(id).await? {
         Some((progress, durable)) => progress_status(&progress, durable),
         // Given before this server's start: its words are in the incident.
         None => {
@@ -399,6 +399,11 @@ pub(crate) async fn status(
             })
         }
     };
+    if status.by_lease > 0 && in_force {
+        let now = server.clock().now();
+        status.break_glass_until =
+            server.journal().read(|state| state.break_glasses.good_until(now));
+    }
     Ok(Json(status))
 }
 
@@ -447,6 +452,7 @@ fn progress_status(progress: &HaltProgress, durable: Durable) -> HaltStatus {
         by_lease: progress.by_lease,
         gone: progress.gone,
         unknown_until: progress.unknown_until,
+        break_glass_until: None,
         durable,
         enforcers,
     }
