@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Server, break_glass,
     order::{self, ORDER},
+    resume,
     switchboard::{Accepted, News},
 };
 
@@ -42,7 +43,11 @@ pub(crate) async fn take(server: Server, mut news: mpsc::Receiver<News>) {
             Some(News::BreakGlass(told)) => {
                 server.tasks().spawn(break_glass::told(server.clone(), *told));
             }
-            Some(News::HandedBack { order }) => server.incidents().handed_back(&order),
+            Some(News::HandedBack { order }) => {
+                // A crash may have taken it before the spool had it.
+                server.responder().resumed([&order]);
+                server.incidents().handed_back(&order);
+            }
             Some(News::Joined { enforcer, checkpoint }) => compare(&server, enforcer, &checkpoint),
         }
     }
@@ -123,6 +128,9 @@ pub(crate) async fn reconcile(server: &Server, spooled: Vec<SignedOrder>) {
             }
             Err(_) => return,
         }
+    }
+    if let Ok(in_force) = resume::in_force(server).await {
+        server.responder().resumed(&in_force);
     }
 }
 
