@@ -13,10 +13,10 @@ use axum::{
 use estoppel_api::Role;
 use estoppel_killswitch::{
     frame::{FRAME_BYTES_MAX, ToServer},
-    server::Identity,
+    server::{ConnectionId, Identity},
 };
 use estoppel_model::{Kind, Scope};
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -27,7 +27,7 @@ use tokio::{
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Message, Utf8Bytes,
+        Error, Message, Utf8Bytes,
         handshake::server::create_response_with_body,
         protocol::{CloseFrame, Role as Side, WebSocketConfig, frame::coding::CloseCode},
     },
@@ -37,7 +37,7 @@ use super::{extract::Caller, problem::Failure};
 use crate::Server;
 
 /// Bytes of a connection's buffers while nothing is in them: thousands are idle.
-const BUFFER_BYTES: usize = 2 * 1024;
+const BUFFER_BYTES: usize = 1024;
 /// How long one frame may take to go out before the enforcer is taken for gone.
 const WRITE_MAX: Duration = Duration::from_secs(10);
 /// How long the last word may take to go out.
@@ -149,21 +149,14 @@ where
             }
             message = socket.next() => {
                 heard = tokio::time::Instant::now();
-                match message {
-                    Some(Ok(Message::Text(text))) => {
-                        let Ok(frame) = ToServer::read(&text) else {
-                            break "it sent what is no frame";
-                        };
-                        if server.switchboard().frame(connection, frame).await.is_err() {
-                            break "the server is ending";
-                        }
-                    }
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                    Some(Ok(Message::Binary(_) | Message::Frame(_))) => {
-                        break "it sent what is no frame";
-                    }
-                    Some(Ok(Message::Close(_))) | None => break "it left",
-                    Some(Err(_)) => break "the connection broke",
+                if let Err(reason) = hear(&server, connection, message).await {
+                    break reason;
+                }
+                // An enforcer that has nothing in flight says both of its words at once.
+                if let Some(message) = socket.next().now_or_never()
+                    && let Err(reason) = hear(&server, connection, message).await
+                {
+                    break reason;
                 }
             }
             _ = check.tick() => {
@@ -184,6 +177,25 @@ where
     }
     tracing::debug!(connection = connection.0, who = %caller.0.actor, token = %caller.0.token, reason, "a stream has ended");
     server.switchboard().disconnect(connection).await;
+}
+
+/// Takes in what came of an enforcer, or says why its stream ends.
+async fn hear(
+    server: &Server,
+    connection: ConnectionId,
+    message: Option<Result<Message, Error>>,
+) -> Result<(), &'static str> {
+    match message {
+        Some(Ok(Message::Text(text))) => {
+            let frame = ToServer::read(&text).map_err(|_| "it sent what is no frame")?;
+            let heard = server.switchboard().frame(connection, frame).await;
+            heard.map_err(|_| "the server is ending")
+        }
+        Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
+        Some(Ok(Message::Binary(_) | Message::Frame(_))) => Err("it sent what is no frame"),
+        Some(Ok(Message::Close(_))) | None => Err("it left"),
+        Some(Err(_)) => Err("the connection broke"),
+    }
 }
 
 /// Why the server ends a stream, where that is no fault of the connection: an enforcer goes to the
