@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::stage::{PATIENCE, Server, wait_for};
+use crate::stage::{PATIENCE, Server, sha256_hex, wait_for};
 
 /// What came back.
 #[derive(Debug)]
@@ -380,8 +380,13 @@ fn a_session_is_as_good_as_its_token() {
         assert_eq!(leaving.post("/sign-out", &[("form", &form)]).location(), "/sign-in");
         (Tab::signed_in(&server, &token).cookie, gone)
     };
-    let kept = std::fs::read_to_string(server.data.join("sessions.json")).unwrap();
-    assert!(!kept.contains(cookie.split_once('=').unwrap().1), "the file holds hashes");
+    let key = cookie.split_once('=').unwrap().1;
+    let hash = sha256_hex(key.as_bytes());
+    let kept = wait_for("the session's file, which a sign-in does not wait for", || {
+        let kept = std::fs::read_to_string(server.data.join("sessions.json")).ok()?;
+        kept.contains(&hash).then_some(kept)
+    });
+    assert!(!kept.contains(key), "the file holds hashes");
     let server = server.crash_and_restart();
     let mut tab = Tab { cookie: leaving, ..Tab::open(&server) };
     assert!(tab.get("/halt").location().starts_with("/sign-in"), "signed out is signed out");

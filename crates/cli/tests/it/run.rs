@@ -10,12 +10,11 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use crate::{
     drills::wait_for_enforcers,
     hosted::{Hosted, Site, example, is_root},
-    stage::{Server, wait_for},
+    stage::{Server, sha256_hex, wait_for},
 };
 
 fn allow(server: &Server, domain: &str) {
@@ -47,9 +46,7 @@ fn check_evidence(server: &Server, incident: &Value) {
     for item in evidence {
         let sha256 = item["sha256"].as_str().unwrap();
         let content = fetch(server, &format!("/v1/evidence/{sha256}"));
-        let found: String =
-            Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(found, sha256, "{item}");
+        assert_eq!(sha256_hex(&content), sha256, "{item}");
         assert_eq!(content.len() as u64, item["bytes"].as_u64().unwrap(), "{item}");
     }
     let is_maps = |item: &&Value| item["item"].as_str().is_some_and(|id| id.ends_with("/maps"));
