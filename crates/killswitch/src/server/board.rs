@@ -217,7 +217,10 @@ impl Board {
             return None;
         }
         let before = member.count();
-        member.away = false;
+        // A late word of one whose lease is over may be its last: it is waited for when it has another.
+        if state.is_alive(now.boot) {
+            member.away = false;
+        }
         let reached = Reached { at: word.at, after: now.boot.since(tracked.accepted.boot) };
         let changed = match word.stage {
             Stage::Unsupported | Stage::Refusing => {

@@ -487,7 +487,13 @@ impl World {
             !(progress.is_over() && complete)
         };
         let one = open.into_iter().find(waits)?;
-        Some(format!("server {server} waits for {} for ever", one.order.id))
+        let count = switch.count(one.order.id).unwrap_or_default();
+        let HaltProgress { expected, settled, by_lease, gone, .. } = one;
+        Some(format!(
+            "server {server} waits for {} for ever ({expected} expected, {settled} settled, {by_lease} by lease, \
+             {gone} gone; {count:?})",
+            one.order.id
+        ))
     }
 
     /// Halts whose time is over by this server's clock are released, by name.
