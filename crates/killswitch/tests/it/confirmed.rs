@@ -195,23 +195,25 @@ fn who_comes_back_is_waited_for_again() {
     tick(&mut switch, 31_001);
     assert!(is_complete(&switch));
 
-    // On a new one, which ends before it has a lease.
+    // On a new one: a word alone may be its last, and with a lease it is waited for.
     disconnect(&mut switch, 1, 32_000);
     come(&mut switch, 2, 1, "a", stalls, 33_000);
     frame(&mut switch, 2, refusing(order_id(HALT)), 33_010);
-    assert!(!is_complete(&switch), "it speaks");
+    assert!(is_complete(&switch), "it has no lease");
+    frame(&mut switch, 2, ToServer::Ping { nonce: 8 }, 33_015);
+    assert!(!is_complete(&switch));
     disconnect(&mut switch, 2, 33_020);
-    assert!(lease_over(&tick(&mut switch, 33_100), stalls), "whoever waits must learn of it");
-    assert!(is_complete(&switch) && progress(&switch, 33_100).gone == 1);
+    assert!(lease_over(&tick(&mut switch, 48_100), stalls), "whoever waits must learn of it");
+    assert!(is_complete(&switch) && progress(&switch, 48_100).gone == 1);
 
     // And at last it settles.
-    come(&mut switch, 3, 1, "a", stalls, 40_000);
-    frame(&mut switch, 3, refusing(order_id(HALT)), 40_010);
-    frame(&mut switch, 3, settled(order_id(HALT)), 40_020);
-    let told = progress(&switch, 40_030);
+    come(&mut switch, 3, 1, "a", stalls, 50_000);
+    frame(&mut switch, 3, refusing(order_id(HALT)), 50_010);
+    frame(&mut switch, 3, settled(order_id(HALT)), 50_020);
+    let told = progress(&switch, 50_030);
     assert_eq!((told.settled, told.gone), (1, 0));
     assert!(told.is_over());
-    disconnect(&mut switch, 3, 41_000);
+    disconnect(&mut switch, 3, 51_000);
     tick(&mut switch, 80_000);
     assert_eq!(progress(&switch, 80_000).gone, 0, "what has settled stays so");
 }
