@@ -301,13 +301,13 @@ staged("two operators at once: each sees the other's halt, and each halt has its
   assert.equal(await rita.getByRole("link", { name: /Release/ }).count(), 0, "a responder stops only");
   await rita.getByText("Releasing needs a lead").waitFor();
   await omar.goto("/halts");
-  await omar.getByText("2 halts in force").waitFor();
+  await omar.getByText("2 halts in force", { exact: true }).waitFor();
   await omar.getByRole("link", { name: "Release", exact: true }).click();
   const [first] = (await server.halts()).filter((halt) => halt.activated_by === "rita");
   await omar.locator(`input[value="${first.id}"]`).check();
   await omar.getByLabel("Why is it safe").fill("rita's was a mistake");
   await omar.getByRole("button", { name: "Release the ticked halts" }).click();
-  await omar.getByText("1 halt in force").waitFor();
+  await omar.getByText("1 halt in force", { exact: true }).waitFor();
   await rita.getByText("Released", { exact: true }).waitFor();
   await rita.getByText("rita's was a mistake").waitFor();
 });
