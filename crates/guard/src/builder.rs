@@ -12,7 +12,11 @@ use estoppel_model::{Clock, EntityId, IdError, Secret, Subject, SystemClock};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
-use crate::{Guard, Mode, Texts, guard::Parts};
+use crate::{
+    Guard, Mode, Texts,
+    guard::Parts,
+    in_flight::{InFlight, Stops},
+};
 
 /// Describes a guard.
 #[derive(Clone)]
@@ -228,23 +232,24 @@ impl Builder {
             Mode::Enforce => Vec::new(),
             Mode::Observe => vec!["it observes only and stops nothing".to_owned()],
         };
+        let in_flight = Arc::new(InFlight::default());
+        let stops = Stops::new(Arc::clone(&in_flight), self.mode, Arc::clone(&self.clock));
+        let token = self.token.ok_or(ConnectError::NoToken)?;
+        // Sessions and users come as they come: no subjects are named beforehand.
         let config = LinkConfig {
-            servers: self.servers,
-            token: self.token.ok_or(ConnectError::NoToken)?,
-            kind: EnforcerKind::Guard,
-            name,
-            // Sessions and users come as they come.
-            subjects: Vec::new(),
             state_dir: self.state_dir,
             on_lost: self.on_lost,
             gaps,
             events: self.events,
             trust: self.trust,
+            in_flight: Some(Arc::new(stops)),
+            ..LinkConfig::new(self.servers, token, EnforcerKind::Guard, name)
         };
         let (link, events) = Link::start(config, Arc::clone(&self.clock), &tasks, stop.clone())?;
         Ok(Guard::start(Parts {
             link,
             events,
+            in_flight,
             clock: self.clock,
             mode: self.mode,
             texts: self.texts,

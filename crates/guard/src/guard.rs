@@ -56,7 +56,7 @@ pub struct Guard {
 
 /// What the guard's handles, its steps and its task share.
 pub(crate) struct Shared {
-    pub(crate) in_flight: InFlight,
+    pub(crate) in_flight: Arc<InFlight>,
     pub(crate) uploader: Uploader,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) mode: Mode,
@@ -72,6 +72,7 @@ pub(crate) struct Shared {
 pub(crate) struct Parts {
     pub(crate) link: Link,
     pub(crate) events: mpsc::Receiver<LinkEvent>,
+    pub(crate) in_flight: Arc<InFlight>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) mode: Mode,
     pub(crate) texts: Texts,
@@ -97,9 +98,9 @@ impl Guard {
     }
 
     pub(crate) fn start(parts: Parts) -> Self {
-        let Parts { link, events, clock, mode, texts, base, tasks, stop } = parts;
+        let Parts { link, events, in_flight, clock, mode, texts, base, tasks, stop } = parts;
         let shared = Arc::new(Shared {
-            in_flight: InFlight::default(),
+            in_flight,
             uploader: link.uploader(),
             clock,
             mode,
@@ -308,9 +309,6 @@ impl Shared {
 
     fn carry_out(&self, event: LinkEvent) {
         match event {
-            LinkEvent::Ordered(order) => {
-                self.settle(self.in_flight.ordered(&order, self.mode, self.clock.boottime()));
-            }
             LinkEvent::LeaseLost => self.in_flight.stop_where(self.mode, |running| {
                 self.view.check(&running.subject).err().map(Cause::from)
             }),
@@ -321,8 +319,9 @@ impl Shared {
                     .unwrap_or_else(PoisonError::into_inner)
                     .retain(|(_, order, _)| order.is_some());
             }
-            // Released steps were stopped for good; actions are for hosts and gateways.
-            LinkEvent::Released { .. } | LinkEvent::Action(_) => {}
+            // The register was told of orders; released steps were stopped for good; actions are for
+            // hosts and gateways.
+            LinkEvent::Ordered(_) | LinkEvent::Released { .. } | LinkEvent::Action(_) => {}
         }
     }
 }
@@ -345,6 +344,7 @@ async fn carry_out_orders(
             () = tokio::time::sleep(until_overdue.unwrap_or_default()), if until_overdue.is_some() => {
                 shared.settle(shared.in_flight.overdue(shared.clock.boottime()));
             }
+            () = shared.in_flight.waits() => {}
             () = stop.cancelled() => break,
         }
     }

@@ -5,7 +5,8 @@
 //!
 //! An order is settled when every step that it stopped has ended or is named as one that cannot be
 //! interrupted: blocking work at once, work that does not yield after [`YIELD_MAX`]. This module
-//! only keeps the account; [`crate::guard`] tells the link.
+//! only keeps the account; the link asks for it as soon as an order arrives ([`Stops`]), and
+//! [`crate::guard`] tells it what settles later.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,9 +14,10 @@ use std::{
     time::Duration,
 };
 
-use estoppel_link::frame::Settlement;
-use estoppel_model::{Boottime, Order, OrderBody, OrderId, Subject, Timestamp};
+use estoppel_link::{WorkInFlight, frame::Settlement};
+use estoppel_model::{Boottime, Clock, Order, OrderBody, OrderId, Subject, Timestamp};
 use serde_json::value::RawValue;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -153,6 +155,28 @@ pub(crate) enum Leaving {
 #[derive(Debug, Default)]
 pub(crate) struct InFlight {
     inner: Mutex<Inner>,
+    /// An order waits for steps.
+    waits: Notify,
+}
+
+/// The register as the link sees it.
+pub(crate) struct Stops {
+    in_flight: Arc<InFlight>,
+    mode: Mode,
+    clock: Arc<dyn Clock>,
+}
+
+impl Stops {
+    pub(crate) const fn new(in_flight: Arc<InFlight>, mode: Mode, clock: Arc<dyn Clock>) -> Self {
+        Self { in_flight, mode, clock }
+    }
+}
+
+impl WorkInFlight for Stops {
+    fn stop(&self, order: &Arc<Order>) -> Option<Settlement> {
+        let settled = self.in_flight.ordered(order, self.mode, self.clock.boottime());
+        settled.map(|(_, settlement)| settlement)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -212,6 +236,7 @@ impl InFlight {
         }
         let settling = Settling { waits_for, settlement, until: now + YIELD_MAX };
         inner.settling.insert(order.id, settling);
+        self.waits.notify_one();
         None
     }
 
@@ -259,6 +284,11 @@ impl InFlight {
             }
         }
         inner.take_settled(|settling| settling.waits_for.is_empty())
+    }
+
+    /// Resolves when an order has begun to wait for steps: [`InFlight::next_overdue`] has changed.
+    pub(crate) async fn waits(&self) {
+        self.waits.notified().await;
     }
 
     /// When [`InFlight::overdue`] is to be asked next.

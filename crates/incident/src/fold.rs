@@ -408,6 +408,10 @@ fn confirm(view: &mut IncidentView, seq: u64, body: Confirmed) {
             enforcement.refusing_at.get_or_insert(at);
         }
         ConfirmedStage::Settled => {
+            // What has settled refuses, since the order came to it.
+            let arrived = Timestamp::from_micros(at.as_micros().saturating_sub_unsigned(after_us));
+            enforcement.refusing_after_us.get_or_insert(0);
+            enforcement.refusing_at.get_or_insert(arrived);
             enforcement.settled_after_us.get_or_insert(after_us);
             enforcement.settled_at.get_or_insert(at);
         }

@@ -11,13 +11,17 @@
 
 mod confirmations;
 mod io;
+mod outbox;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use estoppel_model::{Boottime, EntityId, Order, OrderBody, OrderId, SignedOrder};
+use estoppel_model::{Boottime, EnforcerId, EntityId, Order, OrderBody, OrderId, SignedOrder};
 
 use self::confirmations::Confirmations;
-pub use self::io::{Effect, Input, Keep, Kept, Profile};
+pub use self::{
+    io::{Effect, Input, Keep, Kept, Profile},
+    outbox::Outbox,
+};
 use crate::{
     Audience, Insert, Lease, Now, OrderSet, Signatures, Verdicts,
     break_glass::{Glass, GlassUse, Holder, SignedBreakGlass},
@@ -189,6 +193,11 @@ impl Enforcer {
     /// All orders that are known.
     pub const fn orders(&self) -> &OrderSet {
         &self.orders
+    }
+
+    /// Who it is.
+    pub const fn id(&self) -> EnforcerId {
+        self.profile.id
     }
 
     /// The tenant that the token is bound to, as far as a server has said; a halt that is given

@@ -212,7 +212,8 @@ pub enum Stage {
     Unsupported,
     /// No new work starts.
     Refusing,
-    /// Work in flight has ended, or is named as not interruptible.
+    /// Work in flight has ended, or is named as not interruptible. It implies [`Stage::Refusing`], from
+    /// the order's arrival on: an enforcer that has nothing in flight says this alone.
     Settled,
 }
 

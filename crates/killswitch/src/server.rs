@@ -32,7 +32,7 @@ use estoppel_model::{
     Timestamp,
 };
 
-use self::board::Board;
+use self::board::{Board, Heard};
 pub use self::{
     hand_back::{HANDED_BACK_MAX, LOCAL_ACTOR_PREFIX},
     io::{ConnectionId, Effect, Identity, Input, SubmitError, Submitted},
@@ -72,7 +72,7 @@ pub struct EnforcerState {
     /// Which enforcement point.
     pub kind: EnforcerKind,
     /// Its name for people.
-    pub name: String,
+    pub name: Arc<str>,
     /// The subjects that it enforces, where it knows them beforehand.
     pub subjects: Vec<Subject>,
     /// What limits what it can do, in words.
@@ -427,10 +427,11 @@ impl Switch {
             (ToServer::Confirm(confirmation), Phase::Syncing(_) | Phase::InSync(_)) => {
                 let state = enforcer.and_then(|enforcer| self.enforcers.get(&enforcer));
                 if let Some(state) = state
-                    && let Some(count) =
+                    && let Some(Heard { first, count }) =
                         self.board.confirmed(state, &confirmation, &self.orders, now)
                 {
-                    effects.push(Effect::Confirmed { enforcer: state.id, confirmation, count });
+                    let enforcer = state.id;
+                    effects.push(Effect::Confirmed { enforcer, confirmation, first, count });
                 }
             }
             (ToServer::Outcome(outcome), Phase::Syncing(enforcer) | Phase::InSync(enforcer)) => {

@@ -1,10 +1,10 @@
 //! What a link is started with, and why it cannot be.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use estoppel_api::Trust;
-use estoppel_killswitch::frame::EnforcerKind;
-use estoppel_model::{Actor, OrderId, Secret, Subject};
+use estoppel_killswitch::frame::{EnforcerKind, Settlement};
+use estoppel_model::{Actor, Order, OrderId, Secret, Subject};
 use url::Url;
 
 use crate::upload::{EventBuffer, UploadError};
@@ -17,6 +17,22 @@ pub enum OnLost {
     Refuse,
     /// Go on by the orders that are known. A halt given meanwhile is not seen.
     Allow,
+}
+
+/// The work in flight of an enforcer that stops it on the spot.
+pub trait WorkInFlight: Send + Sync {
+    /// Stops what an order reaches that has just come into force; new work is refused already.
+    /// Returns what settling came to where that is all, or nothing was in flight; else
+    /// [`crate::Link::settled`] is called later.
+    ///
+    /// Called while the link takes the order in. It must not block, and must not call the link.
+    fn stop(&self, order: &Arc<Order>) -> Option<Settlement>;
+}
+
+impl fmt::Debug for dyn WorkInFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WorkInFlight")
+    }
 }
 
 /// What a [`crate::Link`] is started with.
@@ -43,6 +59,8 @@ pub struct LinkConfig {
     pub events: EventBuffer,
     /// Who may vouch for the servers, where they speak TLS.
     pub trust: Trust,
+    /// Where work in flight is stopped as soon as an order arrives; then orders are no events.
+    pub in_flight: Option<Arc<dyn WorkInFlight>>,
 }
 
 impl LinkConfig {
@@ -65,6 +83,7 @@ impl LinkConfig {
             gaps: Vec::new(),
             events: EventBuffer::default(),
             trust: Trust::system(),
+            in_flight: None,
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     connection::Connector,
     glass::GlassFile,
     keys::{Ed25519, Keys},
-    station::Station,
+    station::{Owner, Station},
     tasks,
 };
 
@@ -37,7 +37,7 @@ pub struct Link {
 #[derive(Debug, Clone)]
 pub enum LinkEvent {
     /// A halt, block, limit or watch came into force: cut what it reaches, then call
-    /// [`Link::settled`].
+    /// [`Link::settled`]. Not sent with [`LinkConfig::in_flight`].
     Ordered(Arc<Order>),
     /// These orders ended.
     Released {
@@ -128,10 +128,9 @@ impl Link {
             key: keys.public().to_owned(),
             gaps,
         };
-        let id = profile.id;
         let (enforcer, damage) = restore(profile, kept, damaged);
-        let station =
-            Arc::new(Station::new(id, enforcer, clock, keys, config.on_lost, cache, damage));
+        let owner = Owner { on_lost: config.on_lost, in_flight: config.in_flight };
+        let station = Arc::new(Station::new(enforcer, owner, clock, keys, cache, damage));
         let (sender, events) = mpsc::channel(EVENTS);
         let glass = config.state_dir.as_deref().map(GlassFile::of);
         tasks::start(&station, connector, glass, sender, tasks, &stop);
@@ -152,13 +151,8 @@ impl Link {
     /// The first stage the link sends itself. Said again, the last word counts.
     ///
     /// Of a drill's canary the link adds whether this enforcer's own check refuses it.
-    pub fn settled(&self, order: OrderId, mut settlement: Settlement) {
-        if let Some((canary, subject)) = self.station.canary(order) {
-            let view = self.view();
-            let refused = view.halted_by(&canary, &subject) && view.check(&subject).is_err();
-            settlement.canary_refused = Some(refused);
-        }
-        self.station.step(Input::Settled { order, settlement });
+    pub fn settled(&self, order: OrderId, settlement: Settlement) {
+        self.station.settled(order, settlement);
     }
 
     /// Says what an action came to.

@@ -20,7 +20,7 @@ mod tasks;
 mod upload;
 mod view;
 
-pub use config::{LinkConfig, LinkError, OnLost};
+pub use config::{LinkConfig, LinkError, OnLost, WorkInFlight};
 pub use connection::reconnect_pause;
 pub use estoppel_api::{Trust, TrustError};
 pub use estoppel_killswitch::{canary_of, frame};

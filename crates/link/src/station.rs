@@ -14,16 +14,17 @@ use estoppel_killswitch::{
     Now,
     break_glass::{FILE_NAME, SignedBreakGlass},
     canary_of,
-    enforcer::{Effect, Enforcer, Input, Keep},
-    frame::{Action, ActionResult, Outcome, ToServer},
+    enforcer::{Effect, Enforcer, Input, Keep, Outbox},
+    frame::{Action, ActionResult, Outcome, Settlement, ToServer},
     invariant::{EnforcerWatch, Tally},
 };
-use estoppel_model::{Boottime, Clock, EnforcerId, Order, OrderId, Subject};
+use estoppel_model::{Boottime, Clock, EnforcerId, Order, OrderId};
 use tokio::sync::{Notify, watch};
 use url::Url;
 
 use crate::{
-    LinkError, LinkEvent, LocalHalt, OnLost, View, cache::Cache, keys::Keys, view::Published,
+    LinkError, LinkEvent, LocalHalt, OnLost, View, WorkInFlight, cache::Cache, keys::Keys,
+    view::Published,
 };
 
 /// Most actions that wait for the consumer; of more, each fails at once and says so.
@@ -36,7 +37,7 @@ pub(crate) struct Station {
     pub(crate) id: EnforcerId,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) keys: Keys,
-    on_lost: OnLost,
+    owner: Owner,
     published: Arc<ArcSwap<Published>>,
     tally: Arc<Tally>,
     state: Mutex<State>,
@@ -60,7 +61,7 @@ struct State {
     enforcer: Enforcer,
     watch: EnforcerWatch,
     doubted: bool,
-    frames: VecDeque<ToServer>,
+    frames: Outbox,
     events: VecDeque<LinkEvent>,
     actions: usize,
     /// Nobody receives events any more.
@@ -88,6 +89,12 @@ impl State {
     }
 }
 
+/// What the enforcer that owns a station chose.
+pub(crate) struct Owner {
+    pub(crate) on_lost: OnLost,
+    pub(crate) in_flight: Option<Arc<dyn WorkInFlight>>,
+}
+
 /// How a station stands.
 pub(crate) struct Standing {
     pub(crate) connected_to: Option<Url>,
@@ -99,11 +106,10 @@ pub(crate) struct Standing {
 
 impl Station {
     pub(crate) fn new(
-        id: EnforcerId,
         enforcer: Enforcer,
+        owner: Owner,
         clock: Arc<dyn Clock>,
         keys: Keys,
-        on_lost: OnLost,
         cache: Option<Cache>,
         damage: Option<String>,
     ) -> Self {
@@ -116,11 +122,12 @@ impl Station {
             contact: enforcer.contact().map(Arc::from),
         };
         let tally = Arc::new(Tally::default());
+        let id = enforcer.id();
         let state = State {
             enforcer,
             watch: EnforcerWatch::new(Arc::clone(&tally)),
             doubted,
-            frames: VecDeque::new(),
+            frames: Outbox::default(),
             events: VecDeque::new(),
             actions: 0,
             deaf: false,
@@ -135,7 +142,7 @@ impl Station {
             id,
             clock,
             keys,
-            on_lost,
+            owner,
             published: Arc::new(ArcSwap::from_pointee(published)),
             tally,
             state: Mutex::new(state),
@@ -154,7 +161,7 @@ impl Station {
         View {
             published: Arc::clone(&self.published),
             clock: Arc::clone(&self.clock),
-            on_lost: self.on_lost,
+            on_lost: self.owner.on_lost,
         }
     }
 
@@ -290,7 +297,7 @@ impl Station {
     }
 
     pub(crate) fn next_frame(&self) -> Option<ToServer> {
-        self.lock().frames.pop_front()
+        self.lock().frames.pop()
     }
 
     pub(crate) fn next_event(&self) -> Option<LinkEvent> {
@@ -318,11 +325,22 @@ impl Station {
         &self.tally
     }
 
-    /// The order and whom it halts, if it is a drill's canary.
-    pub(crate) fn canary(&self, order: OrderId) -> Option<(Arc<Order>, Subject)> {
-        let order = Arc::clone(self.lock().enforcer.orders().order(order)?);
-        let subject = canary_of(&order)?;
-        Some((order, subject))
+    /// An order's work in flight has ended.
+    pub(crate) fn settled(&self, order: OrderId, settlement: Settlement) {
+        let mut state = self.lock();
+        let known = state.enforcer.orders().order(order).cloned();
+        let settlement = known.map_or(settlement.clone(), |it| self.of_canary(&it, settlement));
+        self.step_locked(&mut state, Input::Settled { order, settlement });
+    }
+
+    /// Adds whether this enforcer's own check refuses a drill's canary, if the order is one.
+    fn of_canary(&self, order: &Order, mut settlement: Settlement) -> Settlement {
+        if let Some(canary) = canary_of(order) {
+            let view = self.view();
+            let refused = view.halted_by(order, &canary) && view.check(&canary).is_err();
+            settlement.canary_refused = Some(refused);
+        }
+        settlement
     }
 
     pub(crate) fn standing(&self) -> Standing {
@@ -342,9 +360,9 @@ impl Station {
     }
 
     fn step_locked(&self, state: &mut State, input: Input) {
-        let now = Now { wall: self.clock.now(), boot: self.clock.boottime() };
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
+            let now = Now { wall: self.clock.now(), boot: self.clock.boottime() };
             let (effects, violations) = state.watch.step(&mut state.enforcer, input, now);
             for effect in effects {
                 inputs.extend(self.carry_out(state, effect));
@@ -365,19 +383,25 @@ impl Station {
                     state.problem = Some("the server takes no frames".to_owned());
                     self.hang_up.notify_one();
                 } else {
-                    state.frames.push_back(frame);
+                    state.frames.push(frame);
                     self.frames.notify_one();
                 }
             }
-            Effect::Ordered(order) => self.tell(state, LinkEvent::Ordered(order)),
+            Effect::Ordered(order) => match &self.owner.in_flight {
+                Some(in_flight) => {
+                    let settlement = self.of_canary(&order, in_flight.stop(&order)?);
+                    return Some(Input::Settled { order: order.id, settlement });
+                }
+                None => self.tell(state, LinkEvent::Ordered(order)),
+            },
             Effect::Released { orders } => self.tell(state, LinkEvent::Released { orders }),
             Effect::Act(action) => return self.act(state, action),
             Effect::GoesOn => self.lost.notify_one(),
             Effect::BreakGlassRefused(error) => Self::glass_refused(state, error.to_string()),
             Effect::LeaseLost => {
                 self.lost.notify_one();
-                tracing::warn!(on_lost = ?self.on_lost, "the lease is over");
-                if self.on_lost == OnLost::Refuse {
+                tracing::warn!(on_lost = ?self.owner.on_lost, "the lease is over");
+                if self.owner.on_lost == OnLost::Refuse {
                     self.tell(state, LinkEvent::LeaseLost);
                 }
             }

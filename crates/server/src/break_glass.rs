@@ -6,7 +6,7 @@
 //! file's own id and a page. What an enforcer says of its use is its word; that the file is genuine is
 //! not.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use estoppel_api::{BreakGlassMade, BreakGlassRequest, BreakGlassSummary, BreakGlassUsed};
 use estoppel_incident::record::{IncidentKind, Opened, Source};
@@ -74,7 +74,7 @@ pub(crate) struct Told {
     pub usage: GlassUse,
     pub actor: Actor,
     pub kind: EnforcerKind,
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 /// Body of a `break_glass.used` record.

@@ -234,7 +234,7 @@ fn judge(drill: &mut DrillSummary, progress: Option<&HaltProgress>) {
     drill.confirmed = words.iter().filter(|word| fault(word).is_none()).count();
     for word in &words {
         if let Some(fault) = fault(word) {
-            let name = Untrusted::new(&word.name).inline(100);
+            let name = Untrusted::new(&*word.name).inline(100);
             fail(drill, format!("{} {name} {fault}", kind(word.kind)));
         }
     }
@@ -242,7 +242,7 @@ fn judge(drill: &mut DrillSummary, progress: Option<&HaltProgress>) {
         .iter()
         .map(|word| {
             let enforcer = DrilledEnforcer {
-                name: word.name.clone(),
+                name: word.name.to_string(),
                 kind: kind(word.kind).to_owned(),
                 refusing_after_us: word.refusing.map(|it| micros(it.after)),
                 settled_after_us: word.settled.map(|it| micros(it.after)),

@@ -377,7 +377,7 @@ impl Incidents {
             .map(|word| SilentEnforcer {
                 enforcer: word.enforcer,
                 kind: format!("{:?}", word.kind).to_lowercase(),
-                name: Untrusted::new(word.name.clone()),
+                name: Untrusted::new(word.name.to_string()),
                 lease_until: word.lease_until,
             })
             .collect();

@@ -243,18 +243,19 @@ impl Metrics {
         measured.push_back((order, at));
     }
 
-    /// An enforcer confirmed an order for the first time at this stage.
-    pub(crate) fn confirmed(&self, order: OrderId, stage: Stage, at: Instant) {
+    /// An enforcer confirmed an order; what has settled refuses, whether or not it said so before.
+    pub(crate) fn confirmed(&self, order: OrderId, stage: Stage, first: bool, at: Instant) {
         let measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((_, accepted)) = measured.iter().rev().find(|(id, _)| *id == order) else {
             return;
         };
-        let histogram = match stage {
-            Stage::Refusing => &self.refusing,
-            Stage::Settled => &self.settled,
-            _ => return,
-        };
-        histogram.observe(at.saturating_duration_since(*accepted).as_secs_f64());
+        let after = at.saturating_duration_since(*accepted).as_secs_f64();
+        if first && stage != Stage::Unsupported {
+            self.refusing.observe(after);
+        }
+        if stage == Stage::Settled {
+            self.settled.observe(after);
+        }
     }
 
     /// An order is on its way to the ledger for as long as the value lives.
@@ -413,9 +414,9 @@ mod tests {
         let metrics = Metrics::new(false);
         let (begun, order) = (Instant::now(), OrderId::new());
         metrics.accepted(order, begun);
-        metrics.confirmed(order, Stage::Refusing, begun + Duration::from_millis(3));
-        metrics.confirmed(order, Stage::Settled, begun + Duration::from_secs(2));
-        metrics.confirmed(OrderId::new(), Stage::Settled, begun);
+        metrics.confirmed(order, Stage::Refusing, true, begun + Duration::from_millis(3));
+        metrics.confirmed(order, Stage::Settled, false, begun + Duration::from_secs(2));
+        metrics.confirmed(OrderId::new(), Stage::Settled, true, begun);
         let text = metrics.open_metrics();
         assert!(text.contains("\nestoppel_halt_refusing_seconds_sum 0.003\n"), "{text}");
         assert!(text.contains("\nestoppel_halt_refusing_seconds_count 1\n"), "{text}");
@@ -424,7 +425,7 @@ mod tests {
         for _ in 0..ORDERS_MEASURED_MAX {
             metrics.accepted(OrderId::new(), begun);
         }
-        metrics.confirmed(order, Stage::Settled, begun);
+        metrics.confirmed(order, Stage::Settled, true, begun);
         assert!(settled_once(&metrics.open_metrics()));
         assert_eq!(metrics.measured.lock().unwrap().len(), ORDERS_MEASURED_MAX);
     }

@@ -122,7 +122,7 @@ fn look(switch: &Switch, order: &Order, tenant: Option<&EntityId>) -> Looked {
                 .gaps
                 .iter()
                 .take(room)
-                .map(|gap| PlannedGap { enforcer: state.name.clone(), gap: gap.clone() }),
+                .map(|gap| PlannedGap { enforcer: state.name.to_string(), gap: gap.clone() }),
         );
         let room = NAMES_MAX - looked.subjects.len();
         looked.subjects.extend(state.subjects.iter().take(room).cloned());

@@ -69,7 +69,7 @@ pub(crate) enum News {
 pub(crate) struct Word {
     pub enforcer: EnforcerId,
     pub kind: EnforcerKind,
-    pub name: String,
+    pub name: Arc<str>,
     pub confirmation: Confirmation,
     /// The order's incident, where the order names one.
     pub incident: Option<IncidentId>,
@@ -485,7 +485,9 @@ impl Desk {
                     }
                 }
                 Effect::LeaseOver { .. } | Effect::AllKnown => leases_over = true,
-                Effect::Confirmed { enforcer, confirmation, count } => {
+                Effect::Confirmed { enforcer, confirmation, first, count } => {
+                    let (order, stage) = (confirmation.order, confirmation.stage);
+                    self.metrics.confirmed(order, stage, first, Instant::now());
                     self.confirmed(enforcer, *confirmation, count);
                 }
                 Effect::Outcome { outcome, .. } => {
@@ -521,7 +523,6 @@ impl Desk {
     }
 
     fn confirmed(&self, enforcer: EnforcerId, confirmation: Confirmation, count: HaltCount) {
-        self.metrics.confirmed(confirmation.order, confirmation.stage, Instant::now());
         let Some(state) = self.switch.enforcer(enforcer) else { return };
         // Of thousands of guards the numbers say enough; who witnesses is always named.
         let is_recorded =

@@ -479,7 +479,7 @@ pub fn create_locally(
     if !data.join(FILE).exists() {
         return Err(StartError::NoServer { path: data.to_owned() });
     }
-    let _lock = crate::lock_folder(data)?;
+    let _lock = crate::start::lock_folder(data)?;
     let tokens =
         Tokens::read(data)?.ok_or_else(|| StartError::NoServer { path: data.to_owned() })?;
     let end = Tokens::end(request, now)?;

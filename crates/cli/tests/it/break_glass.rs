@@ -3,7 +3,7 @@
 
 use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
-use estoppel_link::{EventBuffer, Link, LinkConfig, OnLost, Refusal, Trust, frame::EnforcerKind};
+use estoppel_link::{Link, LinkConfig, Refusal, frame::EnforcerKind};
 use estoppel_model::{Clock as _, EntityId, Secret, Subject, SystemClock};
 use serde_json::{Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -29,17 +29,10 @@ impl Guard {
     fn start(url: &str, token: &str, name: &str, folder: &Path) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (servers, token) = (vec![url.parse().unwrap()], Secret::new(token.to_owned()));
         let config = LinkConfig {
-            servers: vec![url.parse().unwrap()],
-            token: Secret::new(token.to_owned()),
-            kind: EnforcerKind::Guard,
-            name: name.to_owned(),
-            subjects: Vec::new(),
             state_dir: Some(folder.to_owned()),
-            on_lost: OnLost::Refuse,
-            gaps: Vec::new(),
-            events: EventBuffer::default(),
-            trust: Trust::system(),
+            ..LinkConfig::new(servers, token, EnforcerKind::Guard, name)
         };
         let link = {
             let _inside = runtime.enter();

@@ -8,7 +8,7 @@ use std::{
 
 use estoppel_guard::StepSpec;
 use estoppel_killswitch::frame::EnforcerKind;
-use estoppel_link::{EventBuffer, Link, LinkConfig, OnLost, Trust};
+use estoppel_link::{Link, LinkConfig};
 use estoppel_model::{Secret, Subject, SystemClock};
 use serde_json::{Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -159,18 +159,9 @@ fn a_refusal_says_whom_to_call() {
 
 /// An enforcer that refuses and never settles, until it is told to go.
 fn unsettling(runtime: &tokio::runtime::Runtime, server: &Server) -> CancellationToken {
-    let config = LinkConfig {
-        servers: vec![server.url.parse().unwrap()],
-        token: Secret::new(server.token("agent", "agent", None)),
-        kind: EnforcerKind::Guard,
-        name: "guard that dies".to_owned(),
-        subjects: Vec::new(),
-        state_dir: None,
-        on_lost: OnLost::Refuse,
-        gaps: Vec::new(),
-        events: EventBuffer::default(),
-        trust: Trust::system(),
-    };
+    let servers = vec![server.url.parse().unwrap()];
+    let token = Secret::new(server.token("agent", "agent", None));
+    let config = LinkConfig::new(servers, token, EnforcerKind::Guard, "guard that dies");
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let _runtime = runtime.enter();
     let (link, mut events) =

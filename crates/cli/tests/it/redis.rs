@@ -11,7 +11,7 @@ use std::{
 };
 
 use estoppel_link::{
-    EventBuffer, Link, LinkConfig, LinkEvent, OnLost,
+    Link, LinkConfig, LinkEvent,
     frame::{EnforcerKind, Settlement},
 };
 use estoppel_model::{Secret, Subject, SystemClock};
@@ -216,17 +216,10 @@ fn a_halt_from_redis_stops_an_enforcer() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let subject = Subject::session("abc".parse().unwrap());
+    let (servers, token) = (vec![server.url.parse().unwrap()], Secret::new(token));
     let config = LinkConfig {
-        servers: vec![server.url.parse().unwrap()],
-        token: Secret::new(token),
-        kind: EnforcerKind::Guard,
-        name: "a guard".to_owned(),
         subjects: vec![subject.clone()],
-        state_dir: None,
-        on_lost: OnLost::Refuse,
-        gaps: Vec::new(),
-        events: EventBuffer::default(),
-        trust: estoppel_link::Trust::system(),
+        ..LinkConfig::new(servers, token, EnforcerKind::Guard, "a guard")
     };
     let _entered = runtime.enter();
     let (link, mut events) =

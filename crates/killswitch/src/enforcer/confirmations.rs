@@ -76,12 +76,13 @@ impl Confirmations {
         }
     }
 
-    /// Every word, in the order of the orders.
+    /// The words to say again, in the order of the orders: what has settled refuses.
     pub(super) fn all(&self) -> impl Iterator<Item = Confirmation> {
-        self.orders
-            .values()
-            .flat_map(|words| std::iter::once(&words.first).chain(&words.settled))
-            .cloned()
+        let said = |words: &Words| {
+            let implied = words.settled.is_some() && words.first.stage == Stage::Refusing;
+            (!implied).then(|| words.first.clone()).into_iter().chain(words.settled.clone())
+        };
+        self.orders.values().flat_map(said)
     }
 
     fn remember(&mut self, order: OrderId, words: Words) {

@@ -40,7 +40,8 @@ const LATE_MAX: usize = 1_000;
 #[derive(Debug)]
 struct Member {
     actor: Actor,
-    name: String,
+    /// Shared: at an acceptance thousands are entered before the order leaves.
+    name: Arc<str>,
     kind: EnforcerKind,
     expected: bool,
     unsupported: bool,
@@ -110,6 +111,15 @@ struct Tracked {
     members: BTreeMap<EnforcerId, Member>,
     late: usize,
     count: HaltCount,
+}
+
+/// What an enforcer's word changed.
+#[derive(Debug)]
+pub(super) struct Heard {
+    /// It is the enforcer's first word on the order.
+    pub(super) first: bool,
+    /// How far the order has been carried out with it.
+    pub(super) count: HaltCount,
 }
 
 /// The words on the last orders.
@@ -192,14 +202,14 @@ impl Board {
         }
     }
 
-    /// Takes an enforcer's word; the numbers, if it changed anything.
+    /// Takes an enforcer's word, if it changes anything.
     pub(super) fn confirmed(
         &mut self,
         state: &EnforcerState,
         word: &Confirmation,
         orders: &OrderSet,
         now: Now,
-    ) -> Option<HaltCount> {
+    ) -> Option<Heard> {
         let tracked = self.orders.get_mut(&word.order)?;
         if orders.order(word.order).is_none_or(|order| !state.audience.admits(order)) {
             return None;
@@ -222,25 +232,30 @@ impl Board {
             member.away = false;
         }
         let reached = Reached { at: word.at, after: now.boot.since(tracked.accepted.boot) };
+        let first = member.refusing.is_none();
         let changed = match word.stage {
             Stage::Unsupported | Stage::Refusing => {
                 member.unsupported = word.stage == Stage::Unsupported;
                 // The first word stands: later ones are repetitions after a reconnect.
-                member.refusing.replace(member.refusing.unwrap_or(reached)).is_none()
+                member.refusing.get_or_insert(reached);
+                first
             }
             Stage::Settled => {
                 let settlement = (!word.settlement.is_empty()).then_some(&word.settlement);
                 let changed =
                     member.settled.is_none() || member.settlement.as_deref() != settlement;
-                // What has settled refuses, should the first word have been lost.
-                member.refusing.get_or_insert(reached);
+                // What has settled refuses, since the order came to it.
+                let at = Timestamp::from_micros(
+                    word.at.as_micros().saturating_sub_unsigned(word.after_us),
+                );
+                member.refusing.get_or_insert(Reached { at, ..reached });
                 member.settled.get_or_insert(reached);
                 member.settlement = settlement.cloned().map(Box::new);
                 changed
             }
         };
         tracked.count.recount(&before, &member.count());
-        changed.then_some(tracked.count)
+        changed.then_some(Heard { first, count: tracked.count })
     }
 
     pub(super) fn count(&self, order: OrderId) -> Option<HaltCount> {

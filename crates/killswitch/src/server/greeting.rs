@@ -41,7 +41,7 @@ impl Switch {
             actor: connection.identity.actor.clone(),
             audience: audience.clone(),
             kind: hello.kind,
-            name: hello.name,
+            name: hello.name.into(),
             subjects: hello.subjects,
             gaps: hello.gaps,
             key: hello.key,

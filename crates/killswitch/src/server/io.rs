@@ -99,6 +99,8 @@ pub enum Effect {
         enforcer: EnforcerId,
         /// What it said.
         confirmation: Box<Confirmation>,
+        /// Whether it is the enforcer's first word on the order.
+        first: bool,
         /// How far the order has been carried out with it.
         count: HaltCount,
     },

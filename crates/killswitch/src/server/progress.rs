@@ -129,7 +129,7 @@ pub struct EnforcerProgress {
     /// Who.
     pub enforcer: EnforcerId,
     /// Its name for people.
-    pub name: String,
+    pub name: Arc<str>,
     /// Which enforcement point.
     pub kind: EnforcerKind,
     /// Whether it sees effects from outside of the agent, or only claims.

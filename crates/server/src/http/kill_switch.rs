@@ -424,7 +424,7 @@ fn progress_status(progress: &HaltProgress, durable: Durable) -> HaltStatus {
         .enforcers
         .iter()
         .map(|word| EnforcerProgress {
-            name: word.name.clone(),
+            name: word.name.to_string(),
             kind: kind(word.kind).to_owned(),
             witness: word.witness,
             expected: word.expected,

@@ -37,7 +37,7 @@ pub(crate) async fn get(
         let enforcers = switch
             .enforcers()
             .map(|state| EnforcerStatus {
-                name: state.name.clone(),
+                name: state.name.to_string(),
                 kind: kill_switch::kind(state.kind).to_owned(),
                 connected: state.connection.is_some(),
                 lease_until: state.lease_until.map(|until| now.wall + until.since(now.boot)),

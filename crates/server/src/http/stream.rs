@@ -16,7 +16,7 @@ use estoppel_killswitch::{
     server::{ConnectionId, Identity},
 };
 use estoppel_model::{Kind, Scope};
-use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use futures_util::{SinkExt as _, StreamExt as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -150,12 +150,6 @@ where
             message = socket.next() => {
                 heard = tokio::time::Instant::now();
                 if let Err(reason) = hear(&server, connection, message).await {
-                    break reason;
-                }
-                // An enforcer that has nothing in flight says both of its words at once.
-                if let Some(message) = socket.next().now_or_never()
-                    && let Err(reason) = hear(&server, connection, message).await
-                {
                     break reason;
                 }
             }

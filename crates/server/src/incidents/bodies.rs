@@ -50,7 +50,7 @@ pub(super) fn confirmed(incident: IncidentId, word: Word) -> Confirmed {
         order: confirmation.order,
         enforcer,
         kind: format!("{kind:?}").to_lowercase(),
-        name: Untrusted::new(name),
+        name: Untrusted::new(name.to_string()),
         stage: match confirmation.stage {
             Stage::Unsupported => ConfirmedStage::Unsupported,
             Stage::Refusing => ConfirmedStage::Refusing,

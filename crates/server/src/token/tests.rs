@@ -126,7 +126,7 @@ fn the_owner_of_the_folder_gets_back_in() {
     let tokens = Tokens::open(dir.path(), at(0)).unwrap();
     let admin = tokens.list()[0].id;
     tokens.revoke(admin, &actor(), at(1)).unwrap();
-    let lock = crate::lock_folder(dir.path()).unwrap();
+    let lock = crate::start::lock_folder(dir.path()).unwrap();
     let error = create_locally(dir.path(), &wish, &by, at(2)).unwrap_err();
     assert!(matches!(error, StartError::Locked { .. }), "{error}");
     drop(lock);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use estoppel_link::{
-    EventBuffer, Link, LinkConfig, LinkEvent, OnLost,
+    Link, LinkConfig, LinkEvent,
     frame::{ActionResult, EnforcerKind, Outcome, Settlement, Verb},
 };
 use estoppel_model::{EntityId, Secret, Subject, SystemClock};
@@ -65,17 +65,10 @@ pub(crate) fn host(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) {
+    let servers = vec![format!("http://{address}").parse().unwrap()];
     let config = LinkConfig {
-        servers: vec![format!("http://{address}").parse().unwrap()],
-        token: Secret::new(token),
-        kind: EnforcerKind::Host,
-        name: "test host".to_owned(),
         subjects: vec![Subject::session(EntityId::new(SESSION).unwrap())],
-        state_dir: None,
-        on_lost: OnLost::Refuse,
-        gaps: Vec::new(),
-        events: EventBuffer::default(),
-        trust: estoppel_link::Trust::system(),
+        ..LinkConfig::new(servers, Secret::new(token), EnforcerKind::Host, "test host")
     };
     let (link, mut events) =
         Link::start(config, Arc::new(SystemClock), tasks, stop.clone()).unwrap();

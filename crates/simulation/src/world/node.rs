@@ -1,10 +1,14 @@
 //! An enforcer's process and machine: what `estoppel-link` does with threads and sockets.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use estoppel_killswitch::{
     Verdicts,
-    enforcer::{Effect, Enforcer, Input, Keep, Kept, Profile},
+    enforcer::{Effect, Enforcer, Input, Keep, Kept, Outbox, Profile},
     frame::{EnforcerKind, Settlement, Stage, ToEnforcer, ToServer},
     invariant::{EnforcerWatch, Observation},
 };
@@ -25,6 +29,8 @@ use crate::{
 
 /// Longest sleep between ticks, as the link's.
 const TICK_MAX: Duration = Duration::from_secs(1);
+/// How often an enforcer has nothing in flight that a halt reaches.
+const IDLE: f64 = 0.3;
 
 pub(super) struct Node {
     pub(super) machine: Machine,
@@ -267,32 +273,49 @@ impl World {
     }
 
     pub(super) fn at_node(&mut self, node: usize, input: Input) {
-        let this = &mut self.nodes[node];
-        let now = this.machine.now(self.time);
-        let (Some(enforcer), Some(watch)) = (&mut this.enforcer, &mut this.watch) else { return };
-        let answered = matches!(input, Input::Frame(ToEnforcer::Pong { .. }));
-        let before = enforcer.lease_until();
-        let (effects, violations) = watch.step(enforcer, input, now);
-        let answered = answered && enforcer.lease_until() != before;
-        violations.into_iter().for_each(|violation| self.broken(violation));
-        for effect in effects {
-            self.carry_out_at_node(node, effect, answered);
+        let (mut inputs, mut outbox) = (VecDeque::from([input]), Outbox::default());
+        while let Some(input) = inputs.pop_front() {
+            let this = &mut self.nodes[node];
+            let now = this.machine.now(self.time);
+            let (Some(enforcer), Some(watch)) = (&mut this.enforcer, &mut this.watch) else {
+                return;
+            };
+            let answered = matches!(input, Input::Frame(ToEnforcer::Pong { .. }));
+            let before = enforcer.lease_until();
+            let (effects, violations) = watch.step(enforcer, input, now);
+            let answered = answered && enforcer.lease_until() != before;
+            violations.into_iter().for_each(|violation| self.broken(violation));
+            for effect in effects {
+                inputs.extend(self.carry_out_at_node(node, effect, answered, &mut outbox));
+            }
         }
+        self.say_all(node, &mut outbox);
         self.meddle(node);
     }
 
-    fn carry_out_at_node(&mut self, node: usize, effect: Effect, answered: bool) {
+    /// Carries out an effect, which may lead to another input.
+    fn carry_out_at_node(
+        &mut self,
+        node: usize,
+        effect: Effect,
+        answered: bool,
+        outbox: &mut Outbox,
+    ) -> Option<Input> {
         let life = self.nodes[node].life;
         match effect {
             Effect::Publish if self.planted == Some(Bug::ConfirmedTooEarly) => {
                 self.soon(50.0, 300.0, Event::Show { node, life });
             }
             Effect::Publish => self.publish(node, answered),
-            Effect::Send(frame) => self.say(node, &frame),
+            Effect::Send(frame) => outbox.push(frame),
             Effect::Ordered(order) => {
                 if is_halt(&order) {
                     self.nodes[node].taken.insert(order.id);
                     self.judge(node);
+                    if self.random.random_bool(IDLE) {
+                        let (order, settlement) = (order.id, Settlement::default());
+                        return Some(Input::Settled { order, settlement });
+                    }
                     self.soon(1.0, 500.0, Event::Settle { node, life, order: order.id });
                 }
             }
@@ -303,6 +326,7 @@ impl World {
             Effect::InSync => self.in_sync(node),
             Effect::Disconnect { reason } => {
                 self.tell(|| format!("enforcer {node} hangs up: {reason}"));
+                self.say_all(node, outbox);
                 if let Some(connection) = self.nodes[node].connection {
                     self.close_at_node(connection);
                 }
@@ -317,6 +341,7 @@ impl World {
             | Effect::LeaseLost
             | Effect::LeaseRegained => {}
         }
+        None
     }
 
     fn in_sync(&mut self, node: usize) {
@@ -364,6 +389,12 @@ impl World {
     /// [`Bug::ConfirmedTooEarly`]: a moment after it was said.
     pub(super) fn show(&mut self, node: usize) {
         self.publish(node, false);
+    }
+
+    fn say_all(&mut self, node: usize, outbox: &mut Outbox) {
+        while let Some(frame) = outbox.pop() {
+            self.say(node, &frame);
+        }
     }
 
     /// Sends a frame; a word on an order must be true when it leaves.

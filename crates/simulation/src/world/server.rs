@@ -279,8 +279,8 @@ impl World {
                     self.tell(|| format!("server {server} closes {}: {reason}", connection.0));
                     self.close_at_server(connection.0);
                 }
-                Effect::Confirmed { enforcer, confirmation, .. } => {
-                    if confirmation.stage == Stage::Refusing {
+                Effect::Confirmed { enforcer, confirmation, first, .. } => {
+                    if first && confirmation.stage != Stage::Unsupported {
                         self.judge_word(enforcer, confirmation.order);
                     }
                 }

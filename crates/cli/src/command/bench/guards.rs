@@ -10,10 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use estoppel_link::{
-    Link, LinkConfig, LinkEvent,
+    Link, LinkConfig, WorkInFlight,
     frame::{EnforcerKind, Settlement},
 };
-use estoppel_model::{Secret, SystemClock};
+use estoppel_model::{Order, Secret, SystemClock};
 use serde::{Deserialize, Serialize};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -54,22 +54,27 @@ fn serve() -> Result<()> {
     Ok(())
 }
 
+/// An agent that does nothing just now.
+struct Idle;
+
+impl WorkInFlight for Idle {
+    fn stop(&self, _: &Arc<Order>) -> Option<Settlement> {
+        Some(Settlement::default())
+    }
+}
+
 async fn connect(spec: &Spec, tasks: &TaskTracker, stop: &CancellationToken) -> Result<()> {
     let server: url::Url = spec.server.parse().context("the server's address")?;
     let mut links = Vec::new();
     for index in 0..spec.guards {
         let (servers, token) = (vec![server.clone()], Secret::new(spec.token.clone()));
         let name = format!("guard {index}");
-        let config = LinkConfig::new(servers, token, EnforcerKind::Guard, name);
-        let (link, mut events) = Link::start(config, Arc::new(SystemClock), tasks, stop.clone())?;
-        links.push(link.clone());
-        tasks.spawn(async move {
-            while let Some(event) = events.recv().await {
-                if let LinkEvent::Ordered(order) = event {
-                    link.settled(order.id, Settlement::default());
-                }
-            }
-        });
+        let config = LinkConfig {
+            in_flight: Some(Arc::new(Idle)),
+            ..LinkConfig::new(servers, token, EnforcerKind::Guard, name)
+        };
+        let (link, _events) = Link::start(config, Arc::new(SystemClock), tasks, stop.clone())?;
+        links.push(link);
     }
     for link in &links {
         link.ready().await;

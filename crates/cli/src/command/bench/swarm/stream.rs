@@ -84,7 +84,7 @@ impl Stream {
                 if !matches!(order.body, OrderBody::Halt { .. }) {
                     return Ok(Heard::Other);
                 }
-                let words = confirmations(order.id)?;
+                let words = confirmation(order.id)?;
                 answer.extend_from_slice(&words);
                 self.told = Some(Told { text: text.to_owned(), order: order.id, answer: words });
                 Ok(Heard::Told(order.id.to_string()))
@@ -154,20 +154,18 @@ impl Speaker for Stream {
     }
 }
 
-/// Stage one and two, back to back, as of a guard that has nothing in flight.
-fn confirmations(order: OrderId) -> Result<Vec<u8>> {
-    let mut both = Vec::new();
-    for stage in [Stage::Refusing, Stage::Settled] {
-        let word = Confirmation {
-            order,
-            stage,
-            at: SystemClock.now(),
-            after_us: 0,
-            settlement: Settlement::default(),
-        };
-        frame(&ToServer::Confirm(Box::new(word)), &mut both)?;
-    }
-    Ok(both)
+/// The word of a guard that has nothing in flight: it refuses, and has settled.
+fn confirmation(order: OrderId) -> Result<Vec<u8>> {
+    let mut said = Vec::new();
+    let word = Confirmation {
+        order,
+        stage: Stage::Settled,
+        at: SystemClock.now(),
+        after_us: 0,
+        settlement: Settlement::default(),
+    };
+    frame(&ToServer::Confirm(Box::new(word)), &mut said)?;
+    Ok(said)
 }
 
 /// The first frame of an unmasked peer: its first byte, its payload, and its length with the header.
