@@ -61,7 +61,7 @@ struct State {
     enforcer: Enforcer,
     watch: EnforcerWatch,
     doubted: bool,
-    frames: Outbox,
+    frames: VecDeque<ToServer>,
     events: VecDeque<LinkEvent>,
     actions: usize,
     /// Nobody receives events any more.
@@ -127,7 +127,7 @@ impl Station {
             enforcer,
             watch: EnforcerWatch::new(Arc::clone(&tally)),
             doubted,
-            frames: Outbox::default(),
+            frames: VecDeque::new(),
             events: VecDeque::new(),
             actions: 0,
             deaf: false,
@@ -297,7 +297,7 @@ impl Station {
     }
 
     pub(crate) fn next_frame(&self) -> Option<ToServer> {
-        self.lock().frames.pop()
+        self.lock().frames.pop_front()
     }
 
     pub(crate) fn next_event(&self) -> Option<LinkEvent> {
@@ -360,33 +360,38 @@ impl Station {
     }
 
     fn step_locked(&self, state: &mut State, input: Input) {
-        let mut inputs = VecDeque::from([input]);
+        let (mut inputs, mut outbox) = (VecDeque::from([input]), Outbox::default());
         while let Some(input) = inputs.pop_front() {
             let now = Now { wall: self.clock.now(), boot: self.clock.boottime() };
             let (effects, violations) = state.watch.step(&mut state.enforcer, input, now);
             for effect in effects {
-                inputs.extend(self.carry_out(state, effect));
+                inputs.extend(self.carry_out(state, &mut outbox, effect));
             }
             for violation in violations {
                 tracing::error!(%violation, "please report this: it is a mistake of Estoppel");
             }
         }
+        self.send(state, outbox);
         self.ticks.notify_one();
     }
 
+    fn send(&self, state: &mut State, mut outbox: Outbox) {
+        while let Some(frame) = outbox.pop() {
+            if state.frames.len() == FRAMES_MAX {
+                state.problem = Some("the server takes no frames".to_owned());
+                self.hang_up.notify_one();
+                return;
+            }
+            state.frames.push_back(frame);
+            self.frames.notify_one();
+        }
+    }
+
     /// Carries out an effect, which may lead to another input.
-    fn carry_out(&self, state: &mut State, effect: Effect) -> Option<Input> {
+    fn carry_out(&self, state: &mut State, outbox: &mut Outbox, effect: Effect) -> Option<Input> {
         match effect {
             Effect::Publish => self.publish(state),
-            Effect::Send(frame) => {
-                if state.frames.len() == FRAMES_MAX {
-                    state.problem = Some("the server takes no frames".to_owned());
-                    self.hang_up.notify_one();
-                } else {
-                    state.frames.push(frame);
-                    self.frames.notify_one();
-                }
-            }
+            Effect::Send(frame) => outbox.push(frame),
             Effect::Ordered(order) => match &self.owner.in_flight {
                 Some(in_flight) => {
                     let settlement = self.of_canary(&order, in_flight.stop(&order)?);

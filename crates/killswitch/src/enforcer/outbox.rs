@@ -1,14 +1,14 @@
-//! Frames on their way to the server.
+//! The frames of a step on their way to the server.
 
 use std::collections::VecDeque;
 
 use crate::frame::{Stage, ToServer};
 
-/// Frames that wait for the connection, first in, first out.
+/// The frames of a step and of what follows from it at once, first in, first out.
 ///
-/// What has settled refuses: where both words on an order wait, the second takes the place of the
-/// first. So an enforcer that has nothing in flight says one word, and a server of thousands hears
-/// half as many.
+/// What has settled refuses: where both words on an order are in here, the second takes the place of
+/// the first. So an enforcer that has nothing in flight says one word, and a server of thousands
+/// hears half as many.
 #[derive(Debug, Default)]
 pub struct Outbox {
     frames: VecDeque<ToServer>,
@@ -32,21 +32,6 @@ impl Outbox {
     /// Takes the next one out.
     pub fn pop(&mut self) -> Option<ToServer> {
         self.frames.pop_front()
-    }
-
-    /// How many wait.
-    pub fn len(&self) -> usize {
-        self.frames.len()
-    }
-
-    /// Whether none waits.
-    pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
-    }
-
-    /// Forgets them: the next connection begins anew.
-    pub fn clear(&mut self) {
-        self.frames.clear();
     }
 }
 

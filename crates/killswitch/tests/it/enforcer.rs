@@ -227,7 +227,7 @@ fn words_are_repeated_after_a_reconnect() {
     assert_eq!(
         confirmations(&effects),
         [
-            (order_id(1), Stage::Refusing),
+            // What has settled refuses.
             (order_id(1), Stage::Settled),
             (order_id(2), Stage::Refusing)
         ]

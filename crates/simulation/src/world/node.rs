@@ -274,6 +274,7 @@ impl World {
 
     pub(super) fn at_node(&mut self, node: usize, input: Input) {
         let (mut inputs, mut outbox) = (VecDeque::from([input]), Outbox::default());
+        let mut ordered = false;
         while let Some(input) = inputs.pop_front() {
             let this = &mut self.nodes[node];
             let now = this.machine.now(self.time);
@@ -286,10 +287,14 @@ impl World {
             let answered = answered && enforcer.lease_until() != before;
             violations.into_iter().for_each(|violation| self.broken(violation));
             for effect in effects {
+                ordered |= matches!(effect, Effect::Ordered(_));
                 inputs.extend(self.carry_out_at_node(node, effect, answered, &mut outbox));
             }
         }
         self.say_all(node, &mut outbox);
+        if ordered {
+            self.judge(node);
+        }
         self.meddle(node);
     }
 
@@ -311,7 +316,6 @@ impl World {
             Effect::Ordered(order) => {
                 if is_halt(&order) {
                     self.nodes[node].taken.insert(order.id);
-                    self.judge(node);
                     if self.random.random_bool(IDLE) {
                         let (order, settlement) = (order.id, Settlement::default());
                         return Some(Input::Settled { order, settlement });
