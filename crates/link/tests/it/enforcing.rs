@@ -1,11 +1,13 @@
 //! Orders arrive, are in force, confirmed, and end. Rows K3, K6, K7.
 
+use std::sync::{Arc, Mutex, OnceLock};
+
 use estoppel_killswitch::invariant::{Count, Invariant};
 use estoppel_link::{
-    LinkEvent, Refusal,
+    LinkConfig, LinkEvent, Refusal, View, WorkInFlight,
     frame::{Action, ActionResult, Outcome, Settlement, Verb},
 };
-use estoppel_model::{Destination, IncidentId, Limit, Order, OrderBody};
+use estoppel_model::{Destination, IncidentId, Limit, Order, OrderBody, OrderId};
 use uuid::Uuid;
 
 use crate::server::{Deployment, Server, TestLink, config, halt, now, session};
@@ -53,6 +55,69 @@ async fn a_halt_is_in_force_confirmed_settled_and_released() {
         // What a crash takes is seen by nobody who is still there.
         let seen_here = invariant != Invariant::AcknowledgedIsKept;
         assert_eq!((checks > 0, violations), (seen_here, 0), "{invariant}");
+    }
+    test.stop().await;
+}
+
+/// Work that is stopped on the spot, but for that of one session.
+#[derive(Default)]
+struct Work {
+    view: OnceLock<View>,
+    /// Each order that came, and whether new work was refused by then.
+    stopped: Mutex<Vec<(OrderId, bool)>>,
+}
+
+impl WorkInFlight for Work {
+    fn stop(&self, order: &Arc<Order>) -> Option<Settlement> {
+        let slow = session("slow");
+        let refused = |subject| self.view.get().unwrap().check(subject).is_err();
+        let is_slow = refused(&slow);
+        self.stopped.lock().unwrap().push((order.id, is_slow || refused(&session("a"))));
+        (!is_slow).then(|| Settlement { steps_cancelled: 1, ..Settlement::default() })
+    }
+}
+
+/// K7: who stops its work as soon as an order arrives hears of no order otherwise, and says one word
+/// where nothing is left.
+#[tokio::test]
+async fn work_that_is_stopped_on_the_spot_is_settled_with_one_word() {
+    let server = Server::start(&Deployment::new(1)).await;
+    let work = Arc::new(Work::default());
+    let in_flight: Arc<dyn WorkInFlight> = Arc::clone(&work) as _;
+    let config = LinkConfig { in_flight: Some(in_flight), ..config(&[server.address]) };
+    let mut test = TestLink::ready(config).await;
+    assert!(work.view.set(test.link.view()).is_ok());
+    let word = |order: OrderId, stage: &'static str| {
+        server.until(stage, move |switch| {
+            let progress = switch.progress(order, now()).unwrap();
+            if stage == "settled" { progress.settled == 1 } else { progress.refusing == 1 }
+        })
+    };
+
+    let at_once = server.halt("session:a");
+    word(at_once.id, "settled").await;
+    let progress = server.ask(|switch| switch.progress(at_once.id, now())).unwrap();
+    let [only] = &progress.enforcers[..] else { panic!("{progress:?}") };
+    assert_eq!(only.settlement.steps_cancelled, 1);
+    // Heard in the same moment: it was one frame.
+    assert_eq!(only.refusing.unwrap().after, only.settled.unwrap().after);
+
+    let later = server.halt("session:slow");
+    word(later.id, "refusing").await;
+    assert_eq!(server.ask(|switch| switch.progress(later.id, now()).unwrap().settled), 0);
+    test.link.settled(later.id, Settlement::default());
+    word(later.id, "settled").await;
+
+    assert_eq!(*work.stopped.lock().unwrap(), [(at_once.id, true), (later.id, true)]);
+    server.release(&[later.id]);
+    let next = test.event("the release", |event| match event {
+        LinkEvent::Ordered(order) => panic!("{order:?}"),
+        LinkEvent::Released { orders } => Some(orders),
+        _ => None,
+    });
+    assert_eq!(next.await, [later.id]);
+    for Count { invariant, violations, .. } in test.link.invariants() {
+        assert_eq!(violations, 0, "{invariant}");
     }
     test.stop().await;
 }
