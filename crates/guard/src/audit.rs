@@ -1,13 +1,17 @@
 //! What a step leaves in the audit log.
 
 use estoppel_model::{
-    AuditEvent, Boottime, EntityId, Event, OrderId, Subject, Timestamp, Untrusted,
+    AuditEvent, Boottime, EntityId, Event, Excess, LIMIT_ACTION, OrderId, Subject, Timestamp,
+    Untrusted,
 };
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
+use sha2::{Digest as _, Sha256};
 
 use crate::{
+    breaker::Trip,
     denied::{Cause, DeniedReason},
+    guard::Mode,
     in_flight::{Notes, Running},
 };
 
@@ -54,14 +58,24 @@ struct Attributes<'a> {
     destination: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ended: Option<&'static str>,
+    /// The limit that it is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'a Excess>,
+    /// The tool whose call was one too many: no column, since this is no call of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool: Option<&'a EntityId>,
+    /// Why it failed, in the work's own words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 impl<'a> Attributes<'a> {
-    fn of(subject: &'a Subject, cause: Option<&Cause>) -> Self {
+    fn of(subject: &'a Subject, cause: Option<&'a Cause>) -> Self {
         Self {
             component: subject.component.as_ref(),
             reason: cause.map(Cause::reason),
             order: cause.and_then(Cause::order).map(|order| order.id),
+            limit: cause.and_then(Cause::excess),
             ..Self::default()
         }
     }
@@ -89,6 +103,7 @@ pub(crate) fn step(running: &Running, end: End, now: Boottime) -> Event {
     let attributes = Attributes {
         destination: spec.destination.as_ref().map(ToString::to_string),
         ended,
+        error: running.notes().error.take(),
         ..Attributes::of(&running.subject, cause.as_ref())
     };
     Event::Audit(Box::new(AuditEvent {
@@ -118,7 +133,7 @@ pub(crate) fn ended_late(running: &Running, panicked: bool, now: Boottime) -> Ev
 
 /// The columns of how it went. What the work noted is taken, so that no cost counts twice.
 fn outcome(running: &Running, now: Boottime) -> AuditEvent {
-    let Notes { result, usage } = std::mem::take(&mut *running.notes());
+    let Notes { result, usage, .. } = std::mem::take(&mut *running.notes());
     AuditEvent {
         result,
         model: usage.model.map(Untrusted::new),
@@ -139,6 +154,30 @@ pub(crate) fn check(subject: &Subject, cause: &Cause, decision: &str, now: Times
         decision: Some(Untrusted::new(decision.to_owned())),
         attributes: Attributes::of(subject, Some(cause)).raw(),
         ..of(subject)
+    }))
+}
+
+/// The record that a task is over a limit, by which the server learns of it.
+pub(crate) fn limit(trip: &Trip, mode: Mode, now: Timestamp) -> Event {
+    let decision = match mode {
+        Mode::Enforce => "denied",
+        Mode::Observe => "would_stop",
+    };
+    let attributes = Attributes {
+        reason: Some(DeniedReason::Limit),
+        limit: Some(&trip.excess),
+        tool: trip.subject.tool.as_ref(),
+        ..Attributes::of(&trip.subject, None)
+    };
+    Event::Audit(Box::new(AuditEvent {
+        timestamp: Some(now),
+        action: Some(Untrusted::new(LIMIT_ACTION.to_owned())),
+        decision: Some(Untrusted::new(decision.to_owned())),
+        attributes: attributes.raw(),
+        tool: None,
+        plugin: None,
+        plugin_version: None,
+        ..of(&trip.subject)
     }))
 }
 
@@ -169,6 +208,8 @@ pub(crate) fn summary(value: &impl Serialize) -> Box<RawValue> {
     struct Shortened {
         truncated: bool,
         bytes: usize,
+        /// Of the whole: two values are the same or not by this.
+        sha256: String,
         start: String,
     }
     let whole = to_raw_value(value).unwrap_or_else(|error| {
@@ -181,7 +222,8 @@ pub(crate) fn summary(value: &impl Serialize) -> Box<RawValue> {
         return whole;
     }
     let start = json.chars().take(START_CHARS).collect();
-    to_raw_value(&Shortened { truncated: true, bytes: json.len(), start })
+    let sha256 = hex::encode(Sha256::digest(json));
+    to_raw_value(&Shortened { truncated: true, bytes: json.len(), sha256, start })
         .unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
@@ -214,6 +256,9 @@ mod tests {
         let large = summary(&"é".repeat(WHOLE_BYTES_MAX));
         let large: serde_json::Value = serde_json::from_str(large.get()).unwrap();
         assert_eq!(large["bytes"], 2 * WHOLE_BYTES_MAX + 2);
+        let text = |last: &str| summary(&format!("{}{last}", "é".repeat(WHOLE_BYTES_MAX)));
+        assert_eq!(text("a").get(), text("a").get());
+        assert_ne!(text("a").get(), text("b").get(), "what is cut off makes a difference");
         assert_eq!(large["start"].as_str().unwrap().chars().count(), START_CHARS);
         let deep = (0..40).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
         assert!(summary(&deep).get().starts_with(r#"{"truncated":true"#));

@@ -8,12 +8,13 @@ use std::{
 use estoppel_link::{
     EventBuffer, Link, LinkConfig, LinkError, OnLost, Trust, TrustError, frame::EnforcerKind,
 };
-use estoppel_model::{Clock, EntityId, IdError, Secret, Subject, SystemClock};
+use estoppel_model::{Clock, EntityId, IdError, Limit, Secret, Subject, SystemClock};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 use crate::{
     Guard, Mode, Texts,
+    breaker::Breakers,
     guard::Parts,
     in_flight::{InFlight, Stops},
 };
@@ -28,6 +29,7 @@ pub struct Builder {
     name: Option<String>,
     state_dir: Option<PathBuf>,
     mode: Mode,
+    limit: Limit,
     on_lost: OnLost,
     texts: Texts,
     events: EventBuffer,
@@ -83,6 +85,7 @@ impl Default for Builder {
             name: None,
             state_dir: None,
             mode: Mode::default(),
+            limit: Limit::default(),
             on_lost: OnLost::default(),
             texts: Texts::default(),
             events: EventBuffer::default(),
@@ -108,6 +111,13 @@ impl Builder {
             builder = builder.ca_file(Path::new(&file))?;
         }
         builder.state_dir = set("ESTOPPEL_STATE_DIR").map(PathBuf::from);
+        if let Some(limits) = set("ESTOPPEL_LIMITS") {
+            builder.limit = serde_json::from_str(&limits).map_err(|_| ConnectError::Variable {
+                name: "ESTOPPEL_LIMITS",
+                value: limits.chars().take(64).collect::<String>().escape_debug().to_string(),
+                expected: "write JSON such as {\"steps_max\": 100, \"cost_usd_max\": 5}",
+            })?;
+        }
         builder.mode = match set("ESTOPPEL_MODE").as_deref() {
             None | Some("enforce") => Mode::Enforce,
             Some("observe") => Mode::Observe,
@@ -185,6 +195,14 @@ impl Builder {
         self
     }
 
+    /// The most that each task may do; of this and of what `limit` orders say the stricter holds,
+    /// bound by bound. A task that is over a bound is stopped here at once, with or without a
+    /// server. Without this, orders alone bound.
+    pub const fn limits(mut self, limit: Limit) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// What happens while the lease is over.
     pub const fn on_lost(mut self, on_lost: OnLost) -> Self {
         self.on_lost = on_lost;
@@ -233,7 +251,13 @@ impl Builder {
             Mode::Observe => vec!["it observes only and stops nothing".to_owned()],
         };
         let in_flight = Arc::new(InFlight::default());
-        let stops = Stops::new(Arc::clone(&in_flight), self.mode, Arc::clone(&self.clock));
+        let breakers = Arc::new(Breakers::default());
+        let stops = Stops::new(
+            Arc::clone(&in_flight),
+            Arc::clone(&breakers),
+            self.mode,
+            Arc::clone(&self.clock),
+        );
         let token = self.token.ok_or(ConnectError::NoToken)?;
         // Sessions and users come as they come: no subjects are named beforehand.
         let config = LinkConfig {
@@ -250,6 +274,8 @@ impl Builder {
             link,
             events,
             in_flight,
+            breakers,
+            limit: self.limit,
             clock: self.clock,
             mode: self.mode,
             texts: self.texts,
@@ -279,6 +305,9 @@ mod tests {
         .unwrap();
         assert_eq!(builder.servers.len(), 2);
         assert_eq!((builder.mode, builder.state_dir), (Mode::Observe, None));
+        let limits = vars(&[("ESTOPPEL_LIMITS", r#"{"steps_max": 100, "cost_usd_max": 5}"#)]);
+        let limit = Builder::from_vars(limits).unwrap().limit;
+        assert_eq!((limit.steps_max, limit.cost_usd_max), (Some(100), Some(5.0)));
     }
 
     #[test]
@@ -296,5 +325,7 @@ mod tests {
         check(Builder::default().server("unix:/x"), "http://HOST:PORT");
         check(Builder::default().agent("a b"), "U+0020");
         check(Builder::from_vars(vars(&[("ESTOPPEL_MODE", "off")])), "`enforce` or `observe`");
+        let misspelt = vars(&[("ESTOPPEL_LIMITS", r#"{"step_max": 100}"#)]);
+        check(Builder::from_vars(misspelt), "\"steps_max\": 100");
     }
 }

@@ -4,9 +4,11 @@ use std::{borrow::Cow, fmt, sync::Arc};
 
 use estoppel_link::Refusal;
 use estoppel_model::{
-    Actor, IncidentId, Order, OrderBody, OrderId, Scope, ScopeSet, Timestamp, Untrusted,
+    Actor, Excess, IncidentId, Order, OrderBody, OrderId, Scope, ScopeSet, Timestamp, Untrusted,
 };
 use serde::Serialize;
+
+use crate::breaker::Trip;
 
 /// Longest part of a reason that a refusal shows, in characters.
 const REASON_CHARS_MAX: usize = 300;
@@ -33,7 +35,7 @@ impl Default for Texts {
 
 /// A step must not be. Shown by `{}`, it is the text for the agent's user; by `{:#}` it says on one
 /// line who stopped it, why, since when, for which incident and whom to call; as JSON it says all.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Denied {
     /// The text for the agent's user.
     pub message: Cow<'static, str>,
@@ -43,6 +45,9 @@ pub struct Denied {
     /// carries the room of its error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<Box<DeniedOrder>>,
+    /// The limit that the task is over, where that is why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Box<Excess>>,
     /// Whom to call, in the words of the servers' owner, made inert for one line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub contact: Option<Box<str>>,
@@ -56,6 +61,9 @@ impl fmt::Display for Denied {
         if !f.alternate() {
             return Ok(());
         }
+        if let Some(excess) = &self.limit {
+            write!(f, " Over a limit: {excess}.")?;
+        }
         match &self.order {
             Some(order) => {
                 let by = match self.reason {
@@ -68,6 +76,7 @@ impl fmt::Display for Denied {
                     write!(f, " Incident {incident}.")?;
                 }
             }
+            None if self.limit.is_some() => {}
             None => write!(f, " {}.", self.reason.phrase())?,
         }
         match &self.contact {
@@ -87,6 +96,8 @@ pub enum DeniedReason {
     Blocked,
     /// An order of a kind that this version does not know reaches the subject.
     UnsupportedOrder,
+    /// The task is over a limit.
+    Limit,
     /// No server has answered for longer than the lease.
     LeaseLost,
     /// No server has been reached since the start.
@@ -104,6 +115,7 @@ impl DeniedReason {
             Self::Halted => "halted",
             Self::Blocked => "blocked",
             Self::UnsupportedOrder => "unsupported_order",
+            Self::Limit => "limit",
             Self::LeaseLost => "lease_lost",
             Self::NotYetConnected => "not_yet_connected",
             Self::EventsFull => "events_full",
@@ -119,6 +131,7 @@ impl DeniedReason {
             Self::Halted => "A halt is in force",
             Self::Blocked => "The destination is blocked",
             Self::UnsupportedOrder => "An order is in force that this version does not know",
+            Self::Limit => "The task is over a limit",
             Self::LeaseLost => "No server has answered for longer than the lease",
             Self::NotYetConnected => "No server has been reached yet",
             Self::EventsFull => "There is no room to record the step",
@@ -150,6 +163,13 @@ pub struct DeniedOrder {
 pub(crate) enum Cause {
     /// By order.
     Order(Arc<Order>),
+    /// Its task is over a limit.
+    Limit {
+        /// Which.
+        trip: Arc<Trip>,
+        /// The order that halts it by now, if one does.
+        order: Option<Arc<Order>>,
+    },
     /// For want of something.
     Want(DeniedReason),
 }
@@ -159,6 +179,7 @@ impl Cause {
     pub(crate) fn reason(&self) -> DeniedReason {
         match self {
             Self::Want(reason) => *reason,
+            Self::Limit { .. } => DeniedReason::Limit,
             Self::Order(order) => match order.body {
                 OrderBody::Block { .. } => DeniedReason::Blocked,
                 OrderBody::Unsupported => DeniedReason::UnsupportedOrder,
@@ -171,7 +192,16 @@ impl Cause {
     pub(crate) const fn order(&self) -> Option<&Arc<Order>> {
         match self {
             Self::Order(order) => Some(order),
+            Self::Limit { order, .. } => order.as_ref(),
             Self::Want(_) => None,
+        }
+    }
+
+    /// The limit that the task is over, if that is why.
+    pub(crate) fn excess(&self) -> Option<&Excess> {
+        match self {
+            Self::Limit { trip, .. } => Some(&trip.excess),
+            Self::Order(_) | Self::Want(_) => None,
         }
     }
 
@@ -183,6 +213,7 @@ impl Cause {
         Denied {
             message: if global { texts.global.clone() } else { texts.other.clone() },
             reason: self.reason(),
+            limit: self.excess().map(|excess| Box::new(*excess)),
             contact: contact.map(|contact| contact.inline(CONTACT_CHARS_MAX).into()),
             order: order.map(|order| {
                 Box::new(DeniedOrder {

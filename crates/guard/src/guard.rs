@@ -13,7 +13,7 @@ use std::{
 
 use estoppel_extract::HostPort;
 use estoppel_link::{Link, LinkEvent, LinkStatus, Uploader, View};
-use estoppel_model::{Clock, Event, OrderId, Scope, ScopeError, Subject};
+use estoppel_model::{Clock, Event, Limit, OrderId, Scope, ScopeError, Subject};
 use tokio::sync::mpsc;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -23,6 +23,7 @@ use tokio_util::{
 use crate::{
     Builder, ConnectError, Denied, DeniedReason, KillSwitch, StepError, StepHandle, StepSpec,
     Texts, audit,
+    breaker::{Breakers, Fingerprints},
     denied::Cause,
     in_flight::{InFlight, Settled},
     kill_switch,
@@ -61,8 +62,12 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) mode: Mode,
     pub(crate) texts: Texts,
+    pub(crate) breakers: Arc<Breakers>,
+    /// The limits of the code.
+    pub(crate) own_limit: Limit,
+    pub(crate) prints: Fingerprints,
+    pub(crate) view: View,
     link: Link,
-    view: View,
     closed: AtomicBool,
     /// Refusals by checks that have their record. A loop asks often; once is enough.
     noted: Mutex<HashSet<(DeniedReason, Option<OrderId>, Subject)>>,
@@ -73,6 +78,8 @@ pub(crate) struct Parts {
     pub(crate) link: Link,
     pub(crate) events: mpsc::Receiver<LinkEvent>,
     pub(crate) in_flight: Arc<InFlight>,
+    pub(crate) breakers: Arc<Breakers>,
+    pub(crate) limit: Limit,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) mode: Mode,
     pub(crate) texts: Texts,
@@ -98,9 +105,24 @@ impl Guard {
     }
 
     pub(crate) fn start(parts: Parts) -> Self {
-        let Parts { link, events, in_flight, clock, mode, texts, base, tasks, stop } = parts;
+        let Parts {
+            link,
+            events,
+            in_flight,
+            breakers,
+            limit,
+            clock,
+            mode,
+            texts,
+            base,
+            tasks,
+            stop,
+        } = parts;
         let shared = Arc::new(Shared {
             in_flight,
+            breakers,
+            own_limit: limit,
+            prints: Fingerprints::default(),
             uploader: link.uploader(),
             clock,
             mode,
@@ -262,7 +284,10 @@ impl Shared {
     #[inline]
     pub(crate) fn refusal(&self, subject: &Subject, to: Option<&HostPort>) -> Option<Cause> {
         if let Err(refusal) = self.view.check(subject) {
-            return Some(refusal.into());
+            return Some(self.refused_by(refusal.into(), subject));
+        }
+        if let Some(trip) = self.breakers.tripped(subject) {
+            return Some(Cause::Limit { trip, order: None });
         }
         if self.closed.load(Relaxed) {
             return Some(Cause::Want(DeniedReason::Closed));
@@ -272,6 +297,15 @@ impl Shared {
         }
         let to = to?;
         self.view.blocked(subject, &to.host.to_string(), to.port).map(Cause::Order)
+    }
+
+    /// Of a task that is over a limit, that is why it is refused, whoever has halted it since.
+    #[cold]
+    fn refused_by(&self, cause: Cause, subject: &Subject) -> Cause {
+        match (cause, self.breakers.tripped(subject)) {
+            (Cause::Order(order), Some(trip)) => Cause::Limit { trip, order: Some(order) },
+            (cause, _) => cause,
+        }
     }
 
     /// Tells the link what is settled.
@@ -319,9 +353,10 @@ impl Shared {
                     .unwrap_or_else(PoisonError::into_inner)
                     .retain(|(_, order, _)| order.is_some());
             }
-            // The register was told of orders; released steps were stopped for good; actions are for
-            // hosts and gateways.
-            LinkEvent::Ordered(_) | LinkEvent::Released { .. } | LinkEvent::Action(_) => {}
+            // Steps that were stopped stay so; tasks that were may begin anew.
+            LinkEvent::Released { orders } => self.breakers.released(&orders),
+            // The register was told of orders; actions are for hosts and gateways.
+            LinkEvent::Ordered(_) | LinkEvent::Action(_) => {}
         }
     }
 }
@@ -335,6 +370,7 @@ async fn carry_out_orders(
     loop {
         let until_overdue =
             shared.in_flight.next_overdue().map(|at| at.since(shared.clock.boottime()));
+        let until_look = shared.breakers.next_look().map(|at| at.since(shared.clock.boottime()));
         tokio::select! {
             biased;
             event = events.recv() => match event {
@@ -344,7 +380,11 @@ async fn carry_out_orders(
             () = tokio::time::sleep(until_overdue.unwrap_or_default()), if until_overdue.is_some() => {
                 shared.settle(shared.in_flight.overdue(shared.clock.boottime()));
             }
+            () = tokio::time::sleep(until_look.unwrap_or_default()), if until_look.is_some() => {
+                shared.look_at_limits();
+            }
             () = shared.in_flight.waits() => {}
+            () = shared.breakers.changed() => {}
             () = stop.cancelled() => break,
         }
     }

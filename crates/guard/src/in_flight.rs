@@ -15,12 +15,13 @@ use std::{
 };
 
 use estoppel_link::{WorkInFlight, frame::Settlement};
-use estoppel_model::{Boottime, Clock, Order, OrderBody, OrderId, Subject, Timestamp};
+use estoppel_model::{Boottime, Clock, Limit, Order, OrderBody, OrderId, Subject, Timestamp};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    breaker::{Breakers, Holder},
     denied::Cause,
     guard::Mode,
     step::{StepSpec, Usage},
@@ -50,6 +51,8 @@ pub(crate) struct Running {
     would_stop: OnceLock<Cause>,
     /// Whether its record is written.
     pub(crate) recorded: AtomicBool,
+    /// The account that it counts in, once it does.
+    holder: OnceLock<Holder>,
     notes: Mutex<Notes>,
 }
 
@@ -57,6 +60,8 @@ pub(crate) struct Running {
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     pub(crate) result: Option<Box<RawValue>>,
+    /// Why it failed, if it did.
+    pub(crate) error: Option<String>,
     pub(crate) usage: Usage,
 }
 
@@ -78,6 +83,7 @@ impl Running {
             stopped_by: OnceLock::new(),
             would_stop: OnceLock::new(),
             recorded: AtomicBool::new(false),
+            holder: OnceLock::new(),
             notes: Mutex::default(),
         }
     }
@@ -100,6 +106,16 @@ impl Running {
     /// Notes what would have stopped the step; the first counts.
     pub(crate) fn note_would_stop(&self, cause: Cause) {
         let _ = self.would_stop.set(cause);
+    }
+
+    /// From now on the step counts in this account.
+    pub(crate) fn counts_in(&self, holder: Holder) {
+        let _ = self.holder.set(holder);
+    }
+
+    /// The account that the step counts in.
+    pub(crate) fn holder(&self) -> Option<&Holder> {
+        self.holder.get()
     }
 
     pub(crate) fn notes(&self) -> MutexGuard<'_, Notes> {
@@ -162,18 +178,29 @@ pub(crate) struct InFlight {
 /// The register as the link sees it.
 pub(crate) struct Stops {
     in_flight: Arc<InFlight>,
+    breakers: Arc<Breakers>,
     mode: Mode,
     clock: Arc<dyn Clock>,
 }
 
 impl Stops {
-    pub(crate) const fn new(in_flight: Arc<InFlight>, mode: Mode, clock: Arc<dyn Clock>) -> Self {
-        Self { in_flight, mode, clock }
+    pub(crate) const fn new(
+        in_flight: Arc<InFlight>,
+        breakers: Arc<Breakers>,
+        mode: Mode,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { in_flight, breakers, mode, clock }
     }
 }
 
 impl WorkInFlight for Stops {
     fn stop(&self, order: &Arc<Order>) -> Option<Settlement> {
+        match order.body {
+            OrderBody::Halt { .. } => self.breakers.halted(order),
+            OrderBody::Limit { .. } => self.breakers.look_soon(),
+            _ => {}
+        }
         let settled = self.in_flight.ordered(order, self.mode, self.clock.boottime());
         settled.map(|(_, settlement)| settlement)
     }
@@ -211,9 +238,7 @@ impl InFlight {
         let mut waits_for = HashSet::new();
         let mut settlement =
             Settlement { observed_only: mode == Mode::Observe, ..Settlement::default() };
-        if let OrderBody::Limit { .. } | OrderBody::Watch { .. } = order.body {
-            settlement.containment = Some("a guard does not enforce this kind of order".to_owned());
-        }
+        settlement.containment = not_enforced(&order.body);
         for (id, running) in &inner.steps {
             if !running.is_stopped_by(order) {
                 continue;
@@ -286,6 +311,11 @@ impl InFlight {
         inner.take_settled(|settling| settling.waits_for.is_empty())
     }
 
+    /// The steps under way.
+    pub(crate) fn running(&self) -> Vec<Arc<Running>> {
+        self.lock().steps.values().map(Arc::clone).collect()
+    }
+
     /// Resolves when an order has begun to wait for steps: [`InFlight::next_overdue`] has changed.
     pub(crate) async fn waits(&self) {
         self.waits.notified().await;
@@ -309,6 +339,24 @@ impl Inner {
             .map(|(order, settling)| (order, settling.settlement))
             .collect()
     }
+}
+
+/// What of an order a guard does not enforce, in words.
+fn not_enforced(body: &OrderBody) -> Option<String> {
+    let limit = match body {
+        OrderBody::Limit { limit } => limit,
+        OrderBody::Watch { .. } => {
+            return Some("a guard does not enforce this kind of order".to_owned());
+        }
+        _ => return None,
+    };
+    let others = Limit {
+        requests_per_minute: limit.requests_per_minute,
+        read_only: limit.read_only,
+        tenant_validation_strict: limit.tenant_validation_strict,
+        ..Limit::default()
+    };
+    (!others.is_none()).then(|| format!("a guard does not enforce of this limit: {others}"))
 }
 
 /// Names a step that could not be interrupted.

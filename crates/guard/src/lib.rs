@@ -7,8 +7,10 @@
 //! it refuses.
 //!
 //! A guard *claims*: it is code in the process that it guards, so an agent that was taken over can
-//! leave it out. The gateway and the host enforcer do not depend on it. It bounds neither cost nor
-//! rate nor tools yet: of an order of kind `limit` it says that it does not enforce it.
+//! leave it out. The gateway and the host enforcer do not depend on it. What each task may do at
+//! most it bounds by [`Limit`], from the code ([`Builder::limits`]) and from orders: steps, time, cost,
+//! tokens, calls of tools at once, errors and identical calls in a row. It bounds neither rate nor tools
+//! yet, and says so of an order that does.
 //!
 //! ```no_run
 //! # async fn agent() -> Result<(), Box<dyn std::error::Error>> {
@@ -24,17 +26,22 @@
 //! ```
 
 mod audit;
+mod breaker;
 mod builder;
 mod denied;
 mod guard;
 mod in_flight;
 mod kill_switch;
+mod limits;
+mod replay;
 mod run;
 mod step;
 
 pub use builder::{Builder, ConnectError};
 pub use denied::{Denied, DeniedOrder, DeniedReason, Texts};
 pub use estoppel_link::{EventBuffer, LinkStatus, OnLost, WhenFull};
+pub use estoppel_model::{Breaker, Excess, Limit};
 pub use guard::{Guard, Mode};
 pub use kill_switch::KillSwitch;
+pub use replay::{Stopped, replay};
 pub use step::{StepError, StepHandle, StepSpec, StepSpecError, Usage};

@@ -41,7 +41,14 @@ impl Run {
         let running = Arc::new(Running::new(subject, spec, interruptible, now, boottime));
         let id = shared.in_flight.enter(Arc::clone(&running));
         let mut run = Self { shared: Arc::clone(shared), running, id: Some(id) };
-        match run.shared.refusal(&run.running.subject, run.running.spec.destination.as_ref()) {
+        let refusal =
+            run.shared.refusal(&run.running.subject, run.running.spec.destination.as_ref());
+        let counted = match refusal {
+            // It is not taken.
+            Some(_) if shared.mode == Mode::Enforce => None,
+            _ => shared.count(&run.running),
+        };
+        match refusal.or(counted) {
             Some(cause) if shared.mode == Mode::Enforce => {
                 run.leave(Leaving::NeverBegan);
                 let denied = shared.denied(&cause);
@@ -91,6 +98,7 @@ impl Run {
     fn leave(&mut self, how: Leaving) {
         if let Some(id) = self.id.take() {
             self.shared.settle(self.shared.in_flight.leave(id, how));
+            self.shared.counted(&self.running, how);
         }
     }
 

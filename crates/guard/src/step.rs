@@ -9,6 +9,8 @@ use serde_json::value::RawValue;
 
 use crate::{audit::summary, denied::Denied, in_flight::Running};
 
+/// How much of an error is recorded.
+const ERROR_CHARS_MAX: usize = 1_000;
 /// Port of a destination that names none.
 const HTTPS: u16 = 443;
 
@@ -126,6 +128,13 @@ impl StepHandle {
         self.running.notes().result = Some(summary(result));
     }
 
+    /// Records that the work failed, and how; at most its first 1,000 characters. A step whose error is
+    /// recorded counts as an error in a row of those.
+    pub fn record_error(&self, error: &impl std::fmt::Display) {
+        let error = error.to_string().chars().take(ERROR_CHARS_MAX).collect();
+        self.running.notes().error = Some(error);
+    }
+
     /// Records what a model call used.
     pub fn record_usage(&self, usage: Usage) {
         self.running.notes().usage = usage;
@@ -133,7 +142,7 @@ impl StepHandle {
 }
 
 /// Why a step came to nothing. Shown, it is the text for the agent's user.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum StepError {
     /// It was refused before it began.
     #[error(transparent)]

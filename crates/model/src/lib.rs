@@ -9,6 +9,7 @@ mod clock;
 mod event;
 mod id;
 pub mod journal;
+mod limit;
 mod order;
 mod record;
 mod scope;
@@ -26,9 +27,9 @@ pub use event::{
 pub use id::{
     Actor, EnforcerId, EntityId, Id, IdError, IncidentId, IncidentNumber, OrderId, RunId, named,
 };
+pub use limit::{Breaker, Excess, LIMIT_ACTION, Limit};
 pub use order::{
-    Destination, DestinationError, Limit, Order, OrderBody, OrderError, REASON_BYTES_MAX,
-    SignedOrder,
+    Destination, DestinationError, Order, OrderBody, OrderError, REASON_BYTES_MAX, SignedOrder,
 };
 pub use record::{NewRecord, Record, RecordKind};
 pub use scope::{Kind, PluginRef, Scope, ScopeError, ScopeSet, Subject};

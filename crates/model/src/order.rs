@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{Actor, EntityId, IncidentId, OrderId, ScopeSet, Timestamp, text::quoted};
+use crate::{Actor, EntityId, IncidentId, Limit, OrderId, ScopeSet, Timestamp, text::quoted};
 
 /// Longest reason, in bytes of UTF-8.
 pub const REASON_BYTES_MAX: usize = 2_000;
@@ -72,48 +72,6 @@ pub enum OrderBody {
     /// A kind of a newer version. An enforcer confirms it as unsupported and refuses its scope.
     #[serde(skip_deserializing)]
     Unsupported,
-}
-
-/// Bounds on what a subject may do; absent means unbounded.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Limit {
-    /// Requests to a model or a destination, each minute.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub requests_per_minute: Option<u32>,
-    /// Cost in US dollars, over the subject's life.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cost_usd_max: Option<f64>,
-    /// Steps at the same time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub concurrency_max: Option<u32>,
-    /// Only tools that change nothing.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub read_only: bool,
-    /// Refuse an access whose two tenants differ or are not known.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub tenant_validation_strict: bool,
-}
-
-impl Limit {
-    /// Both bounds together: of each pair the stricter.
-    #[must_use]
-    pub fn strictest(&self, other: &Self) -> Self {
-        fn least<T: PartialOrd + Copy>(one: Option<T>, other: Option<T>) -> Option<T> {
-            match (one, other) {
-                (Some(one), Some(other)) => Some(if other < one { other } else { one }),
-                (one, other) => one.or(other),
-            }
-        }
-        Self {
-            requests_per_minute: least(self.requests_per_minute, other.requests_per_minute),
-            cost_usd_max: least(self.cost_usd_max, other.cost_usd_max),
-            concurrency_max: least(self.concurrency_max, other.concurrency_max),
-            read_only: self.read_only || other.read_only,
-            tenant_validation_strict: self.tenant_validation_strict
-                || other.tenant_validation_strict,
-        }
-    }
 }
 
 impl<'de> Deserialize<'de> for Order {
@@ -288,19 +246,6 @@ mod tests {
             serde_json::from_str::<Order>(&HALT.replace("\"halt\"", "\"halt\",\"untill\":1"))
                 .unwrap_err();
         assert!(error.to_string().contains("untill"), "{error}");
-    }
-
-    #[test]
-    fn limits_fold_to_the_strictest() {
-        let one = Limit { requests_per_minute: Some(10), read_only: true, ..Limit::default() };
-        let other =
-            Limit { requests_per_minute: Some(5), cost_usd_max: Some(1.0), ..Limit::default() };
-        let both = one.strictest(&other);
-        assert_eq!(both, other.strictest(&one));
-        assert_eq!(
-            (both.requests_per_minute, both.cost_usd_max, both.read_only),
-            (Some(5), Some(1.0), true)
-        );
     }
 
     #[test]

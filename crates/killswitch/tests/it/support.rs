@@ -179,8 +179,11 @@ fn any_limit() -> impl Strategy<Value = Limit> {
             requests_per_minute,
             concurrency_max,
             cost_usd_max: requests_per_minute.map(f64::from),
+            steps_max: concurrency_max.map(u64::from),
+            identical_calls_max: requests_per_minute,
             read_only,
             tenant_validation_strict,
+            ..Limit::default()
         },
     )
 }
