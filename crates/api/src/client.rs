@@ -11,9 +11,9 @@ use crate::{
     BlockRequest, BreakGlassMade, BreakGlassRequest, BreakGlassSummary, CloseRequest,
     CredentialMinted, CredentialRequest, DrillSummary, EvidenceAccepted, GatewayPolicy,
     HaltAccepted, HaltPlan, HaltRequest, HaltStatus, IncidentOpened, IncidentSummary, IngestReport,
-    KillSwitchState, NoteRequest, OpenIncidentRequest, PlanRequest, Problem, ReleaseAccepted,
-    ReleasePending, ReleaseRequest, RunSummary, SqlRequest, SqlTable, Status, TokenMinted,
-    TokenRequest, TokenSummary, Trust,
+    KillSwitchState, LimitAccepted, LimitRequest, NoteRequest, OpenIncidentRequest, PlanRequest,
+    Problem, ReleaseAccepted, ReleasePending, ReleaseRequest, RunSummary, SqlRequest, SqlTable,
+    Status, TokenMinted, TokenRequest, TokenSummary, Trust,
 };
 
 /// How long a request may take, connecting included.
@@ -269,6 +269,8 @@ endpoints! {
     halt_status(id: OrderId) => HaltStatus, get "/v1/halts/{id}";
     /// Blocks a destination.
     block() body request: BlockRequest => HaltAccepted, post "/v1/blocks";
+    /// Bounds what a scope's tasks may do.
+    limit() body request: LimitRequest => LimitAccepted, post "/v1/limits";
     /// Runs a query.
     sql() body request: SqlRequest => SqlTable, post "/v1/sql";
     /// Asks for the allowlist.
@@ -293,6 +295,8 @@ endpoints! {
     runs() => Vec<RunSummary>, get "/v1/runs";
     /// Lets a run begin, or declines it.
     approve(id: RunId) body request: ApproveRequest => RunSummary, post "/v1/runs/{id}/approve";
+    /// Approves or declines one step (by its id) of a run.
+    approve_step(run: RunId, step: &str) body request: ApproveRequest => RunSummary, post "/v1/runs/{run}/steps/{step}/approve";
     /// Asks how the server and its enforcers are.
     status() => Status, get "/v1/status";
     /// Mints a token.

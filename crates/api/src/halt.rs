@@ -1,6 +1,6 @@
 //! Halts: to give them, to ask for them, to end them.
 
-use estoppel_model::{Actor, Destination, IncidentId, OrderId, ScopeSet, Timestamp};
+use estoppel_model::{Actor, Destination, IncidentId, Limit, OrderId, ScopeSet, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -262,6 +262,48 @@ pub struct EnforcerProgress {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub lease_until: Option<Timestamp>,
+}
+
+/// `POST /v1/limits`: bound what a scope's tasks may do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LimitRequest {
+    /// For whom.
+    #[schema(value_type = String, example = "agent:support")]
+    pub scope: ScopeSet,
+    /// The bounds, at least one: `steps_max`, `wall_clock_ms_max`, `cost_usd_max`, `tokens_max`,
+    /// `concurrency_max`, `errors_in_a_row_max`, `identical_calls_max`, `requests_per_minute`,
+    /// `read_only`, `tenant_validation_strict`.
+    #[schema(value_type = Object)]
+    pub limit: Limit,
+    /// Why.
+    pub reason: String,
+    /// Id of the order, made by the client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<uuid::Uuid>)]
+    pub id: Option<OrderId>,
+    /// The incident that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<uuid::Uuid>)]
+    pub incident: Option<IncidentId>,
+}
+
+/// A limit is in force.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LimitAccepted {
+    /// The order, by which a lead releases it.
+    #[schema(value_type = uuid::Uuid)]
+    pub id: OrderId,
+    /// Whom it reaches.
+    #[schema(value_type = String)]
+    pub scope: ScopeSet,
+    /// The bounds.
+    #[schema(value_type = Object)]
+    pub limit: Limit,
+    /// How safely it is kept.
+    pub durable: Durable,
+    /// Enforcers that were alive when it was accepted.
+    pub enforcers: usize,
 }
 
 /// `POST /v1/blocks`: refuse and cut a destination.

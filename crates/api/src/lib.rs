@@ -27,7 +27,7 @@ pub use event::{
 };
 pub use halt::{
     BlockRequest, Durable, EnforcerProgress, HaltAccepted, HaltRequest, HaltState, HaltStatus,
-    HaltSummary, KillSwitchState, ReleaseAccepted, ReleaseRequest,
+    HaltSummary, KillSwitchState, LimitAccepted, LimitRequest, ReleaseAccepted, ReleaseRequest,
 };
 pub use incident::{
     AssignRequest, CloseRequest, EvidenceAccepted, IncidentOpened, IncidentSummary, NoteRequest,

@@ -40,7 +40,8 @@ pub struct RunStep {
     pub ended_at: Option<Timestamp>,
 }
 
-/// `POST /v1/runs/{id}/approve`: lets a run that asks begin, or declines it.
+/// `POST /v1/runs/{id}/approve`: lets a run that asks begin, or declines it;
+/// `POST /v1/runs/{id}/steps/{step}/approve`: the same of one step that waits for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApproveRequest {

@@ -11,7 +11,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use estoppel_model::EntityId;
 
 pub(crate) use self::{
-    orders::{BlockArgs, DrillCommand, HaltArgs, KillTaskArgs, ReleaseArgs, StatusArgs},
+    orders::{BlockArgs, DrillCommand, HaltArgs, KillTaskArgs, LimitArgs, ReleaseArgs, StatusArgs},
     processes::{ConfigCommand, DoctorArgs, GatewayArgs, GatewayMode, RunArgs, ServeArgs},
     records::{
         AllowlistCommand, BackupArgs, BackupCommand, IncidentCommand, LedgerCommand,
@@ -140,6 +140,11 @@ Examples:
         after_help = "Example:\n  estoppel block attacker.example --scope session:abc123 --reason 'exfiltration'"
     )]
     Block(BlockArgs),
+    /// Bound what a scope's tasks may do; a lead releases it by the order's id
+    #[command(
+        after_help = "Example:\n  estoppel limit agent:support --steps 200 --cost 5 --identical 5 --reason 'after IR-2026-014'"
+    )]
+    Limit(LimitArgs),
     /// Ask the event log
     #[command(after_help = "\
 Example:

@@ -27,6 +27,8 @@ pub enum Family {
     Egress,
     /// Foreign text gives orders.
     Injection,
+    /// An agent does too much of something.
+    Runaway,
 }
 
 /// A rule that is built in.
@@ -52,6 +54,10 @@ pub const INJECTION: Rule = Rule {
     family: Family::Injection,
     maturity: Maturity::Incubating,
 };
+
+/// A task is over one of its limits, says the guard that stopped it (row R1).
+pub const RUNAWAY: Rule =
+    Rule { name: "runaway.limit", family: Family::Runaway, maturity: Maturity::Stable };
 
 /// Names a detection: SHA-256 over rule, subject and first event, lower-case hex. The same event
 /// seen again is the same detection.

@@ -13,6 +13,7 @@ use crate::{
     field,
     injection::{Channel, inspect},
     recent::Recent,
+    runaway,
 };
 
 /// Most suspicious texts that are remembered, so that one repeated is reported once.
@@ -45,7 +46,11 @@ impl Detectors {
                 let subject = network_subject(network);
                 self.egress.observe(event, network, &subject, policy).into_iter().collect()
             }
-            Event::Audit(audit) => self.injection(event, audit, policy),
+            Event::Audit(audit) => {
+                let mut found = self.injection(event, audit, policy);
+                found.extend(runaway::observe(event, audit, &audit_subject(audit)));
+                found
+            }
         }
     }
 

@@ -22,9 +22,11 @@ mod injection;
 mod policy;
 mod recent;
 mod response;
+mod runaway;
 
 pub use detection::{
-    Detection, DetectionId, EGRESS_LEARNED, EGRESS_UNLISTED, Family, INJECTION, Maturity, Rule,
+    Detection, DetectionId, EGRESS_LEARNED, EGRESS_UNLISTED, Family, INJECTION, Maturity, RUNAWAY,
+    Rule,
 };
 pub use detectors::{Detectors, subject_of};
 pub use egress::{Learned, Suggestion};

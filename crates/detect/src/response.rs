@@ -31,7 +31,8 @@ pub enum Response {
 ///
 /// Without an allowlist nothing is known to be foreign, and all is only reported. Unlisted egress
 /// alone asks, or acts where the owner has set `auto`. It acts when a second, independent signal
-/// lies within the window. Text with the shape of an injection alone asks when it is grave.
+/// lies within the window. Text with the shape of an injection alone asks when it is grave. A task
+/// that is over a limit is halted.
 ///
 /// For those who are watched closely ([`DetectPolicy::tightened`]) unlisted egress alone acts, and
 /// whatever else is detected asks.
@@ -39,6 +40,10 @@ pub fn assess(detections: &[Detection], policy: &DetectPolicy) -> Response {
     let Some(latest) = detections.iter().map(|detection| detection.received_at).max() else {
         return Response::Report;
     };
+    // What is too much was decided beforehand, by whoever set the limit.
+    if detections.iter().any(|detection| detection.family == Family::Runaway) {
+        return Response::Act;
+    }
     if policy.allowlist.is_none() && !policy.watched {
         return Response::Report;
     }
@@ -49,7 +54,7 @@ pub fn assess(detections: &[Detection], policy: &DetectPolicy) -> Response {
     let mut others = detections
         .iter()
         .filter(recent)
-        .filter(|detection| detection.family != Family::Egress)
+        .filter(|detection| detection.family == Family::Injection)
         .peekable();
     let second = others.peek().is_some();
     let grave = others.any(|detection| detection.severity >= estoppel_model::Severity::High);
@@ -62,11 +67,14 @@ pub fn assess(detections: &[Detection], policy: &DetectPolicy) -> Response {
     }
 }
 
-/// The widest scope that a detection may halt by itself: a session, else a task, else a plugin.
-pub fn halt_scope(subject: &Subject) -> Option<Scope> {
-    [Kind::Session, Kind::Task, Kind::Plugin]
-        .into_iter()
-        .find_map(|kind| subject.id(kind).map(|id| Scope::entity(kind, id.clone())))
+/// The widest scope that a detection of this family may halt by itself: a session, else a task, else
+/// a plugin. A runaway is a task, else a session: its plugin has done nothing wrong.
+pub fn halt_scope(family: Family, subject: &Subject) -> Option<Scope> {
+    let kinds: &[Kind] = match family {
+        Family::Egress | Family::Injection => &[Kind::Session, Kind::Task, Kind::Plugin],
+        Family::Runaway => &[Kind::Task, Kind::Session],
+    };
+    kinds.iter().find_map(|kind| subject.id(*kind).map(|id| Scope::entity(*kind, id.clone())))
 }
 
 /// How many halts were given by themselves within the last hour.
@@ -132,7 +140,7 @@ impl Responses {
 
     /// Takes a detection in and says what follows from it.
     pub fn respond(&mut self, detection: &Detection, policy: &DetectPolicy) -> Decision {
-        let Some(scope) = halt_scope(&detection.subject) else {
+        let Some(scope) = halt_scope(detection.family, &detection.subject) else {
             let response = assess(std::slice::from_ref(detection), policy);
             let held = (response == Response::Act)
                 .then_some("neither session nor task nor plugin is known: a person must decide");

@@ -5,6 +5,7 @@
 //! event, a hash an item of evidence, `Q1` the query of that number at the end. What is not known
 //! is said to be not known; nothing is concluded that a record does not say.
 
+mod damage;
 mod findings;
 mod gaps;
 mod proof;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use estoppel_model::{OrderId, Timestamp};
 
+pub use damage::{Calm, Damage, Spent, propose};
 pub use findings::{Answer, AuditSummary, DestinationBytes, Findings};
 
 use crate::{
@@ -39,6 +41,9 @@ pub fn markdown(incident: &IncidentView, findings: &Findings) -> String {
     section("What was stopped", stopped(incident));
     section("Proof of the stop", proof::section(incident));
     section("Data impact", impact(findings));
+    if let Some(damage) = &findings.damage {
+        section("Damage", damage::section(damage));
+    }
     section("Actions taken", actions(incident));
     section("Evidence", evidence(incident));
     section("Root cause", root_cause(incident));
@@ -462,13 +467,18 @@ fn references(incident: &IncidentView, findings: &Findings) -> String {
         || "No checkpoint was given with this report.".to_owned(),
         |note| format!("Checkpoint of the ledger: {}.", code_up_to(note, 1_000)),
     );
+    let of_damage = findings.damage.as_ref().map_or_else(String::new, |damage| {
+        [("Q3", &damage.tools.query), ("Q4", &damage.models.query), ("Q5", &damage.calm.query)]
+            .map(|(name, query)| format!("- {name}: {}\n", code_up_to(query, 2_000)))
+            .concat()
+    });
     format!(
         "- `#N` is the record at place N of the ledger; `estoppel ledger verify` checks that none \
          was changed. {checkpoint}\n\
          - `event ID` is an event of the event log: `SELECT * FROM audit_log WHERE id = 'ID'`, or \
          `network_log`.\n\
          - Evidence is named by the SHA-256 of its content; each manifest, by its own.\n\
-         - Q1: {}\n- Q2: {}\n- `estoppel incident show {}` shows the records themselves.\n",
+         - Q1: {}\n- Q2: {}\n{of_damage}- `estoppel incident show {}` shows the records themselves.\n",
         code_up_to(&findings.destinations.query, 2_000),
         code_up_to(&findings.audit.query, 2_000),
         incident.number

@@ -143,6 +143,9 @@ pub struct StepApproved {
     pub by: Actor,
     /// In which role, from the token.
     pub role: ApproverRole,
+    /// Why.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
 }
 
 /// A person ended a step's wait for evidence (`--now`).

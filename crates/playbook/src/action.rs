@@ -3,10 +3,10 @@
 //! What an action does is done elsewhere (`server` gives orders and sends host actions, `connect`
 //! pages). A new action is a variant here and an executor there; nothing else knows the list.
 
-use estoppel_model::{Destination, EntityId, Scope};
+use estoppel_model::{Destination, EntityId, Limit, Scope};
 use serde::Deserialize;
 
-use crate::input::{InputType, Value};
+use crate::input::{InputType, MICRO, Value};
 
 /// What a step does to the world outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
@@ -59,6 +59,8 @@ pub enum ActionKind {
     Freeze,
     /// Gives a block order for a destination.
     Block,
+    /// Gives a limit order.
+    Limit,
     /// Captures evidence of the session's processes.
     Capture,
     /// Pages somebody.
@@ -85,10 +87,11 @@ const fn optional(name: &'static str, of: InputType) -> Parameter {
 
 impl ActionKind {
     /// All actions, in the order in which they are listed to people.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Halt,
         Self::Freeze,
         Self::Block,
+        Self::Limit,
         Self::Capture,
         Self::Notify,
         Self::Kill,
@@ -101,6 +104,7 @@ impl ActionKind {
             Self::Halt => "halt",
             Self::Freeze => "freeze",
             Self::Block => "block",
+            Self::Limit => "limit",
             Self::Capture => "capture",
             Self::Notify => "notify",
             Self::Kill => "kill",
@@ -117,7 +121,9 @@ impl ActionKind {
     pub const fn effect(self) -> Effect {
         match self {
             Self::Capture | Self::Notify => Effect::None,
-            Self::Halt | Self::Freeze | Self::Block | Self::Thaw => Effect::Reversible,
+            Self::Halt | Self::Freeze | Self::Block | Self::Limit | Self::Thaw => {
+                Effect::Reversible
+            }
             Self::Kill => Effect::Destructive,
         }
     }
@@ -127,7 +133,7 @@ impl ActionKind {
     /// A kill waits for evidence and is therefore no stop: freezing is.
     pub const fn lane(self) -> Lane {
         match self {
-            Self::Halt | Self::Freeze | Self::Block => Lane::Stop,
+            Self::Halt | Self::Freeze | Self::Block | Self::Limit => Lane::Stop,
             Self::Capture | Self::Notify | Self::Kill | Self::Thaw => Lane::Work,
         }
     }
@@ -139,9 +145,12 @@ impl ActionKind {
     /// was started since.
     pub const fn repetition(self) -> Repetition {
         match self {
-            Self::Halt | Self::Freeze | Self::Block | Self::Capture | Self::Notify => {
-                Repetition::Idempotent
-            }
+            Self::Halt
+            | Self::Freeze
+            | Self::Block
+            | Self::Limit
+            | Self::Capture
+            | Self::Notify => Repetition::Idempotent,
             Self::Kill | Self::Thaw => Repetition::Once,
         }
     }
@@ -151,6 +160,7 @@ impl ActionKind {
         match self {
             Self::Halt => Some("a lead releases the halt by its id, with a reason"),
             Self::Block => Some("a lead releases the block by its id, with a reason"),
+            Self::Limit => Some("a lead releases the limit by its id, with a reason"),
             Self::Freeze => Some("thaw, once no halt reaches the session"),
             Self::Thaw => Some("freeze"),
             Self::Capture | Self::Notify | Self::Kill => None,
@@ -166,11 +176,23 @@ impl ActionKind {
             required("destination", InputType::Destination),
             required("reason", InputType::Text),
         ];
+        const LIMIT: &[Parameter] = &[
+            required("scope", InputType::Scope),
+            required("reason", InputType::Text),
+            optional("steps_max", InputType::Count),
+            optional("wall_clock_ms_max", InputType::Count),
+            optional("cost_usd_max", InputType::Usd),
+            optional("tokens_max", InputType::Count),
+            optional("concurrency_max", InputType::Count),
+            optional("errors_in_a_row_max", InputType::Count),
+            optional("identical_calls_max", InputType::Count),
+        ];
         const NOTIFY: &[Parameter] =
             &[optional("channel", InputType::Name), required("summary", InputType::Text)];
         match self {
             Self::Halt => HALT,
             Self::Block => BLOCK,
+            Self::Limit => LIMIT,
             Self::Notify => NOTIFY,
             Self::Freeze | Self::Capture | Self::Kill | Self::Thaw => SESSION,
         }
@@ -208,6 +230,13 @@ impl ActionKind {
                 }
                 _ => None,
             },
+            Self::Limit => match (of("scope", InputType::Scope)?, of("reason", InputType::Text)?) {
+                (Value::Scope(scope), Value::Text(reason)) => {
+                    let limit = limit(|name, wanted| of(name, wanted))?;
+                    Some(Call::Limit { scope, limit: Box::new(limit), reason })
+                }
+                _ => None,
+            },
             Self::Notify => {
                 match (of("channel", InputType::Name), of("summary", InputType::Text)?) {
                     (Some(Value::Name(channel)), Value::Text(summary)) => {
@@ -227,8 +256,36 @@ impl std::fmt::Display for ActionKind {
     }
 }
 
+/// The bounds among an action's parameters. `None` when a count is larger than it can be.
+fn limit(mut parameter: impl FnMut(&str, InputType) -> Option<Value>) -> Option<Limit> {
+    let mut count = |name: &str| match parameter(name, InputType::Count) {
+        Some(Value::Count(count)) => Some(count),
+        _ => None,
+    };
+    let [steps_max, wall_clock_ms_max, tokens_max] =
+        ["steps_max", "wall_clock_ms_max", "tokens_max"].map(&mut count);
+    let small = ["concurrency_max", "errors_in_a_row_max", "identical_calls_max"]
+        .map(|name| count(name).map(u32::try_from).transpose().ok());
+    let [concurrency_max, errors_in_a_row_max, identical_calls_max] = small;
+    let cost_usd_max = match parameter("cost_usd_max", InputType::Usd) {
+        #[expect(clippy::cast_precision_loss, reason = "a budget beyond 2^53 millionths is none")]
+        Some(Value::Usd { micro }) => Some(micro as f64 / MICRO as f64),
+        _ => None,
+    };
+    Some(Limit {
+        steps_max,
+        wall_clock_ms_max,
+        cost_usd_max,
+        tokens_max,
+        concurrency_max: concurrency_max?,
+        errors_in_a_row_max: errors_in_a_row_max?,
+        identical_calls_max: identical_calls_max?,
+        ..Limit::default()
+    })
+}
+
 /// An action with its parameters, ready for its executor.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Call {
     /// Give a halt order.
     Halt {
@@ -248,6 +305,15 @@ pub enum Call {
         scope: Scope,
         /// Where nothing may go.
         destination: Destination,
+        /// Why.
+        reason: String,
+    },
+    /// Give a limit order.
+    Limit {
+        /// Whom it reaches.
+        scope: Scope,
+        /// The bounds.
+        limit: Box<Limit>,
         /// Why.
         reason: String,
     },
@@ -282,6 +348,7 @@ impl Call {
             Self::Halt { .. } => ActionKind::Halt,
             Self::Freeze { .. } => ActionKind::Freeze,
             Self::Block { .. } => ActionKind::Block,
+            Self::Limit { .. } => ActionKind::Limit,
             Self::Capture { .. } => ActionKind::Capture,
             Self::Notify { .. } => ActionKind::Notify,
             Self::Kill { .. } => ActionKind::Kill,
@@ -298,6 +365,7 @@ impl std::fmt::Display for Call {
             Self::Block { scope, destination, .. } => {
                 write!(f, "block {destination} for {scope}")
             }
+            Self::Limit { scope, limit, .. } => write!(f, "limit {scope} to {limit}"),
             Self::Capture { session } => {
                 write!(f, "capture evidence of the processes of session {session}")
             }

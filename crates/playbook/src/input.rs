@@ -22,6 +22,10 @@ pub enum InputType {
     Destination,
     /// A name without white space, such as a channel's.
     Name,
+    /// A whole number, from 0.
+    Count,
+    /// An amount of US dollars, from 0, to a millionth.
+    Usd,
     /// Words for people.
     Text,
 }
@@ -34,6 +38,8 @@ impl InputType {
             Self::Scope => "scope",
             Self::Destination => "destination",
             Self::Name => "name",
+            Self::Count => "count",
+            Self::Usd => "usd",
             Self::Text => "text",
         }
     }
@@ -56,6 +62,13 @@ impl InputType {
                 .map(Value::Destination)
                 .map_err(|error: estoppel_model::DestinationError| error.to_string()),
             Self::Name => EntityId::new(text).map(Value::Name).map_err(|error| error.to_string()),
+            Self::Count => text
+                .parse()
+                .map(Value::Count)
+                .map_err(|_| format!("{} is no whole number from 0", quoted(text))),
+            Self::Usd => micro_usd(text).map(|micro| Value::Usd { micro }).ok_or_else(|| {
+                format!("{} is no amount of US dollars, such as `2.50`", quoted(text))
+            }),
             Self::Text if text.len() > TEXT_BYTES_MAX => {
                 Err(format!("the text has {} bytes: at most {TEXT_BYTES_MAX}", text.len()))
             }
@@ -71,6 +84,8 @@ impl InputType {
                 | (Self::Scope, Self::Scope)
                 | (Self::Destination, Self::Destination)
                 | (Self::Name, Self::Name)
+                | (Self::Count, Self::Count)
+                | (Self::Usd, Self::Usd)
                 | (Self::Text, Self::Text)
         )
     }
@@ -90,6 +105,11 @@ pub enum Value {
     Scope(Scope),
     Destination(Destination),
     Name(EntityId),
+    Count(u64),
+    Usd {
+        /// In millionths.
+        micro: u64,
+    },
     Text(String),
 }
 
@@ -99,9 +119,25 @@ impl fmt::Display for Value {
             Self::Session(id) | Self::Name(id) => fmt::Display::fmt(id, f),
             Self::Scope(scope) => fmt::Display::fmt(scope, f),
             Self::Destination(destination) => fmt::Display::fmt(destination, f),
+            Self::Count(count) => fmt::Display::fmt(count, f),
+            Self::Usd { micro } => write!(f, "{}.{:06}", micro / MICRO, micro % MICRO),
             Self::Text(text) => f.write_str(text),
         }
     }
+}
+
+/// Millionths of a dollar in one.
+pub(crate) const MICRO: u64 = 1_000_000;
+
+/// A decimal amount in millionths.
+fn micro_usd(text: &str) -> Option<u64> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(part) || part.len() > 6 {
+        return None;
+    }
+    let part: u64 = format!("{part:0<6}").parse().ok()?;
+    whole.parse::<u64>().ok()?.checked_mul(MICRO)?.checked_add(part)
 }
 
 /// The inputs of one run.
@@ -182,5 +218,29 @@ impl Inputs {
     /// The inputs as text, as the journal keeps them.
     pub fn to_texts(&self) -> BTreeMap<String, String> {
         self.0.iter().map(|(name, value)| (name.clone(), value.to_string())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_amounts_are_read_and_written_alike() {
+        let read = |of: InputType, text: &str| of.parse(text);
+        assert_eq!(read(InputType::Count, "50"), Ok(Value::Count(50)));
+        for (text, micro) in
+            [("5", 5_000_000), ("0.25", 250_000), ("2.500001", 2_500_001), ("0", 0)]
+        {
+            let value = read(InputType::Usd, text).unwrap();
+            assert_eq!(value, Value::Usd { micro });
+            assert_eq!(read(InputType::Usd, &value.to_string()), Ok(value));
+        }
+        for text in ["", "-1", "1.", ".5", "1.0000001", "1e3", "5 USD", "99999999999999999999"] {
+            assert!(read(InputType::Usd, text).unwrap_err().contains("2.50"), "{text}");
+        }
+        for text in ["", "-1", "1.5", "many"] {
+            assert!(read(InputType::Count, text).is_err(), "{text}");
+        }
     }
 }

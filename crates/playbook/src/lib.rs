@@ -27,7 +27,7 @@ mod syntax;
 pub use estoppel_model::journal;
 
 pub use action::{ActionKind, Call, Effect, Lane, Repetition};
-pub use builtin::{BUILTIN, PROMPT_INJECTION, builtin};
+pub use builtin::{BUILTIN, PROMPT_INJECTION, RUNAWAY, builtin};
 pub use diagnostic::{Code, Diagnostic, Diagnostics};
 pub use input::{InputError, InputType, Inputs, Value};
 pub use plan::{Plan, PlannedStep};

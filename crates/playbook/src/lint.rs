@@ -275,6 +275,10 @@ impl<'a> Linter<'a> {
                 format!("`{action}` needs `{}`, of type {}", parameter.name, parameter.of);
             self.report(Code::Parameter, named, message, None);
         }
+        if action == ActionKind::Limit && !with.keys().any(|name| name.ends_with("_max")) {
+            let message = "`limit` needs a bound, such as `steps_max`".to_owned();
+            self.report(Code::Parameter, named, message, None);
+        }
         let mut arguments = BTreeMap::new();
         for (name, text) in with {
             let Some(parameter) = parameters.iter().find(|parameter| parameter.name == name) else {
@@ -415,7 +419,7 @@ impl<'a> Linter<'a> {
 
 const fn default_within(action: ActionKind) -> Duration {
     Duration::from_secs(match action {
-        ActionKind::Halt | ActionKind::Block => 10,
+        ActionKind::Halt | ActionKind::Block | ActionKind::Limit => 10,
         ActionKind::Freeze | ActionKind::Thaw | ActionKind::Kill => 30,
         ActionKind::Notify => 120,
         ActionKind::Capture => 300,

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// What a run with some inputs would do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// The playbook.
     pub playbook: String,
@@ -18,7 +18,7 @@ pub struct Plan {
 }
 
 /// What one step would do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PlannedStep {
     /// The step's id.
     pub id: String,

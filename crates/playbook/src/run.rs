@@ -347,6 +347,16 @@ impl Run {
         Some(StepResult { detail, ..self.result(index, step, attempt, outcome, observed) })
     }
 
+    /// The result of a step that somebody declined to approve, to be appended: it is not tried.
+    ///
+    /// `None` when there is no such step, it needs nobody's approval, or it was begun.
+    pub fn declined(&self, index: usize, why: &str) -> Option<StepResult> {
+        let step = self.playbook.steps.get(index)?;
+        let waits = self.steps.get(index)?.state == StepState::Waiting;
+        (waits && step.approval.is_some())
+            .then(|| self.result(index, step, 1, StepOutcome::Skipped, why))
+    }
+
     fn result(
         &self,
         index: usize,

@@ -206,7 +206,7 @@ fn begin() -> (Journal, Timestamp) {
     let started = Run::started(&Record { seq: 0, kind, key, at, body }).unwrap();
     let mut journal = Journal { started, records: Vec::new(), keys: BTreeSet::new() };
     let (index, by) = (playbook.position("kill").unwrap(), Actor::new("bob").unwrap());
-    let approved = StepApproved { run, index, by, role: ApproverRole::Lead };
+    let approved = StepApproved { run, index, by, role: ApproverRole::Lead, reason: String::new() };
     journal.append(approved.record(now).unwrap());
     (journal, now)
 }

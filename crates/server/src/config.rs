@@ -132,17 +132,17 @@ impl ServerConfig {
         }
     }
 
-    /// The text of the playbook that answers a hijacked session: the operator's own, or ours.
-    pub(crate) fn playbook(&self) -> Result<String, StartError> {
+    /// The text of a playbook that answers a detection: the operator's own, or ours.
+    pub(crate) fn playbook(&self, name: &str) -> Result<String, StartError> {
         if let Some(folder) = &self.playbooks {
-            let path = folder.join("prompt-injection.yaml");
+            let path = folder.join(format!("{name}.yaml"));
             match std::fs::read_to_string(&path) {
                 Ok(text) => return Ok(text),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(source) => return Err(StartError::File { path, source }),
             }
         }
-        Ok(estoppel_playbook::PROMPT_INJECTION.to_owned())
+        Ok(estoppel_playbook::builtin(name).unwrap_or_default().to_owned())
     }
 }
 

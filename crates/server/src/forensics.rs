@@ -5,7 +5,8 @@ use estoppel_eventlog::{Access, SqlLimits};
 use estoppel_extract::{Allowlist, Host};
 use estoppel_incident::{
     IncidentView,
-    report::{self, Answer, AuditSummary, DestinationBytes, Findings},
+    record::IncidentKind,
+    report::{self, Answer, AuditSummary, Calm, Damage, DestinationBytes, Findings, Spent},
 };
 use estoppel_model::{EntityId, Kind, Scope, Timestamp, Untrusted};
 use serde_json::Value;
@@ -19,6 +20,10 @@ pub(crate) async fn report(
     tenant: Option<EntityId>,
 ) -> String {
     let allowlist = server.responder().policy().allowlist.clone();
+    let damage = match view.opened.body.kind {
+        IncidentKind::Runaway => damage(server, view, tenant.clone()).await,
+        _ => None,
+    };
     let (destinations, audit) = match filter(view) {
         None => {
             let nobody = || "the incident names no session, task, agent or user".to_owned();
@@ -51,6 +56,7 @@ pub(crate) async fn report(
         checkpoint: server.journal().ledger().ok().map(|ledger| ledger.checkpoint().to_string()),
         destinations,
         audit,
+        damage,
     };
     report::markdown(view, &findings)
 }
@@ -58,6 +64,76 @@ pub(crate) async fn report(
 async fn ask(server: &Server, query: &str, tenant: Option<EntityId>) -> Result<SqlTable, String> {
     let access = Access { tenant, limits: SqlLimits::default() };
     sql::query(server, query, access).await.map_err(|failure| failure.to_string())
+}
+
+/// What a runaway cost, by row R4's query, and what other tasks of its agent needed.
+async fn damage(server: &Server, view: &IncidentView, tenant: Option<EntityId>) -> Option<Damage> {
+    let opened = &view.opened.body;
+    let (column, id) =
+        opened.scope.iter().flat_map(|scope| scope.iter()).find_map(|scope| match scope {
+            Scope::Entity { kind: Kind::Task, id } => Some(("task_id", id)),
+            Scope::Entity { kind: Kind::Session, id } => Some(("session_id", id)),
+            _ => None,
+        })?;
+    let own = format!("{column} = {}", literal(id.as_str()));
+    let by = async |query: String, read: fn(&[Value]) -> Option<Spent>| {
+        let rows = ask(server, &query, tenant.clone()).await;
+        let result = rows.map(|table| table.rows.iter().filter_map(|row| read(row)).collect());
+        Answer { query, result }
+    };
+    let tools = by(
+        format!(
+            "SELECT tool, COUNT(*), SUM(estimated_cost) FROM audit_log WHERE {own} GROUP BY tool;"
+        ),
+        |row| {
+            let [name, records, cost] = row else { return None };
+            spent(name, records, 0, cost)
+        },
+    )
+    .await;
+    let models = by(
+        format!(
+            "SELECT model, COUNT(*), SUM(COALESCE(input_tokens, 0) + COALESCE(output_tokens, 0)), \
+             SUM(estimated_cost) FROM audit_log WHERE {own} AND model IS NOT NULL GROUP BY model"
+        ),
+        |row| {
+            let [name, records, tokens, cost] = row else { return None };
+            spent(name, records, tokens.as_u64().unwrap_or(0), cost)
+        },
+    )
+    .await;
+    let agent = opened.subject.agent.clone();
+    let of_agent = agent.as_ref().map_or_else(
+        || "agent_id IS NULL".to_owned(),
+        |agent| format!("agent_id = {}", literal(agent.as_str())),
+    );
+    let query = format!(
+        "SELECT COUNT(*), MAX(steps), MAX(tokens), MAX(cost) FROM (SELECT {column}, COUNT(*) AS steps, \
+         SUM(COALESCE(input_tokens, 0) + COALESCE(output_tokens, 0)) AS tokens, \
+         SUM(estimated_cost) AS cost FROM audit_log WHERE {of_agent} AND {column} IS NOT NULL AND \
+         NOT {own} GROUP BY {column})"
+    );
+    let result = ask(server, &query, tenant).await.map(|table| {
+        let row = table.rows.first().map(Vec::as_slice);
+        let Some([tasks, steps, tokens, cost]) = row else { return Calm::default() };
+        Calm {
+            agent: agent.map(|agent| Untrusted::new(agent.to_string())),
+            tasks: tasks.as_u64().unwrap_or(0),
+            steps: steps.as_u64().unwrap_or(0),
+            tokens: tokens.as_u64().unwrap_or(0),
+            cost_usd: cost.as_f64(),
+        }
+    });
+    Some(Damage { tools, models, calm: Answer { query, result } })
+}
+
+fn spent(name: &Value, records: &Value, tokens: u64, cost: &Value) -> Option<Spent> {
+    Some(Spent {
+        name: name.as_str().map(|name| Untrusted::new(name.to_owned())),
+        records: records.as_u64()?,
+        tokens,
+        cost_usd: cost.as_f64(),
+    })
 }
 
 struct Filter {

@@ -15,7 +15,8 @@ use std::{
 
 use estoppel_api::AllowlistSuggestion;
 use estoppel_detect::{
-    Decision, DetectPolicy, Detection, Detectors, EGRESS_LEARNED, Response, Responses, subject_of,
+    Decision, DetectPolicy, Detection, Detectors, EGRESS_LEARNED, Family, Response, Responses,
+    subject_of,
 };
 use estoppel_extract::Allowlist;
 use estoppel_incident::record::{Detected, IncidentKind, Opened, Source};
@@ -37,8 +38,6 @@ use crate::{
 
 /// Detections that wait to be answered; more are recorded in their events and answered by nobody.
 const WAITING_MAX: usize = 4_096;
-/// The playbook that answers.
-const PLAYBOOK: &str = "prompt-injection";
 /// Who acts.
 const ACTOR: &str = "estoppel:responder";
 
@@ -48,12 +47,28 @@ pub(crate) struct Responder {
     detectors: Mutex<Detectors>,
     responses: Mutex<Responses>,
     policy: RwLock<Arc<DetectPolicy>>,
-    playbook: Playbook,
+    playbooks: Playbooks,
     actor: Actor,
     /// Incidents whose run is on its way to the ledger.
     starting: Mutex<HashSet<IncidentId>>,
     found: mpsc::Sender<Found>,
     watched: Watched,
+}
+
+/// The playbooks that answer.
+#[derive(Debug)]
+struct Playbooks {
+    hijacked: Playbook,
+    runaway: Playbook,
+}
+
+impl Playbooks {
+    const fn of(&self, family: Family) -> &Playbook {
+        match family {
+            Family::Egress | Family::Injection => &self.hijacked,
+            Family::Runaway => &self.runaway,
+        }
+    }
 }
 
 /// A detection that is to be answered.
@@ -79,23 +94,27 @@ impl Findings {
 }
 
 impl Responder {
-    /// A responder, and what it finds.
+    /// A responder, and what it finds. `playbook` reads the text of one by its name.
     ///
     /// # Errors
-    /// When the playbook is at fault.
+    /// When a playbook cannot be read, or is at fault.
     pub(crate) fn new(
         policy: DetectPolicy,
-        playbook: &str,
+        playbook: impl Fn(&'static str) -> Result<String, StartError>,
         watched: Watched,
     ) -> Result<(Self, mpsc::Receiver<Found>), StartError> {
-        let playbook = Playbook::parse(playbook)
-            .map_err(|source| StartError::Playbook { name: PLAYBOOK, source: Box::new(source) })?;
+        let parse = |name| {
+            Playbook::parse(&playbook(name)?)
+                .map_err(|source| StartError::Playbook { name, source: Box::new(source) })
+        };
+        let playbooks =
+            Playbooks { hijacked: parse("prompt-injection")?, runaway: parse("runaway")? };
         let (found, detections) = mpsc::channel(WAITING_MAX);
         let responder = Self {
             detectors: Mutex::new(Detectors::new()),
             responses: Mutex::new(Responses::new()),
             policy: RwLock::new(Arc::new(policy)),
-            playbook,
+            playbooks,
             actor: Actor::new(ACTOR).map_err(|_| StartError::Random)?,
             starting: Mutex::default(),
             found,
@@ -252,7 +271,10 @@ async fn respond(
         opened: Opened {
             id: incident,
             title: Untrusted::new(title(detection)),
-            kind: IncidentKind::PromptInjection,
+            kind: match detection.family {
+                Family::Egress | Family::Injection => IncidentKind::PromptInjection,
+                Family::Runaway => IncidentKind::Runaway,
+            },
             severity: detection.severity,
             source: Source::Detection,
             scope: scope.clone(),
@@ -322,23 +344,34 @@ fn begin(
     asks: bool,
 ) -> Option<(RunStarted, Option<OrderId>)> {
     let responder = server.responder();
-    let session = scope.iter().find_map(|scope| match scope {
-        Scope::Entity { kind: Kind::Session, id } => Some(id.to_string()),
-        _ => None,
-    })?;
-    let destination = detection.destination.as_ref().map(Destination::to_string);
-    let texts = [
-        Some(("incident.session", session)),
-        destination.map(|destination| ("incident.destination", destination)),
-        Some(("incident.title", title(detection))),
-    ];
-    let texts: Vec<(&str, String)> = texts.into_iter().flatten().collect();
-    let texts = texts.iter().map(|(name, text)| (*name, text.as_str()));
-    let inputs = Inputs::read(&responder.playbook, texts)
+    let playbook = responder.playbooks.of(detection.family);
+    let scope = scope.iter().next()?;
+    let texts = match detection.family {
+        Family::Egress | Family::Injection => {
+            let Scope::Entity { kind: Kind::Session, id } = scope else { return None };
+            let destination = detection.destination.as_ref().map(Destination::to_string);
+            [
+                Some(("incident.session", id.to_string())),
+                destination.map(|destination| ("incident.destination", destination)),
+            ]
+        }
+        Family::Runaway => {
+            let session = detection.subject.session.as_ref();
+            [
+                Some(("incident.scope", scope.to_string())),
+                session.map(|session| ("incident.session", session.to_string())),
+            ]
+        }
+    };
+    let title = Some(("incident.title", title(detection)));
+    let texts: Vec<(&str, String)> = texts.into_iter().chain([title]).flatten().collect();
+    // The operator's own playbook need not ask for everything that is known.
+    let asked_for = texts.iter().filter(|(name, _)| playbook.inputs.contains_key(*name));
+    let inputs = Inputs::read(playbook, asked_for.map(|(name, text)| (*name, text.as_str())))
         .inspect_err(|error| tracing::error!(%error, "the playbook cannot be run"))
         .ok()?;
     let by = responder.actor.clone();
-    let started = responder.playbook.start(RunId::new(), incident, &inputs, Mode::Live, asks, by);
+    let started = playbook.start(RunId::new(), incident, &inputs, Mode::Live, asks, by);
     let halt = halt_of(server, &started);
     Some((started, halt))
 }

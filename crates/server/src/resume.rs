@@ -44,7 +44,7 @@ pub(crate) async fn take_up(server: &Server, mut follows: HashMap<OrderId, Vec<N
     page(server);
 }
 
-/// The halts and blocks in force.
+/// The halts, blocks and limits in force.
 pub(crate) async fn in_force(
     server: &Server,
 ) -> Result<Vec<Arc<Order>>, crate::switchboard::Ended> {
@@ -52,7 +52,12 @@ pub(crate) async fn in_force(
         let stops = switch
             .orders()
             .in_force()
-            .filter(|order| matches!(order.body, OrderBody::Halt { .. } | OrderBody::Block { .. }))
+            .filter(|order| {
+                matches!(
+                    order.body,
+                    OrderBody::Halt { .. } | OrderBody::Block { .. } | OrderBody::Limit { .. }
+                )
+            })
             // A canary that a crash left behind concerns nobody: the drills end it.
             .filter(|order| !is_drill(order));
         stops.cloned().collect()

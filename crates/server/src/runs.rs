@@ -216,6 +216,10 @@ async fn execute(server: &Server, step: &Step) -> Done {
                 let body = OrderBody::Block { destination: destination.clone() };
                 order(server, step, scope.clone().into(), reason, body).await
             }
+            Call::Limit { scope, limit, reason } => {
+                let body = OrderBody::Limit { limit: limit.as_ref().clone() };
+                order(server, step, scope.clone().into(), reason, body).await
+            }
             Call::Freeze { session } => act(server, step, session, Verb::Freeze).await,
             Call::Capture { session } => act(server, step, session, Verb::Capture).await,
             Call::Kill { session } => act(server, step, session, Verb::Kill).await,
@@ -235,7 +239,7 @@ async fn execute(server: &Server, step: &Step) -> Done {
 /// What can be seen of a step whose result is missing.
 async fn look(server: &Server, step: &Step) -> (Observation, String) {
     match &step.call {
-        Call::Halt { .. } | Call::Block { .. } => {
+        Call::Halt { .. } | Call::Block { .. } | Call::Limit { .. } => {
             let id = OrderId::from_uuid(step.effect_id);
             let known =
                 server.switchboard().ask(move |switch, _| switch.orders().order(id).is_some());

@@ -168,7 +168,7 @@ impl Server {
                 halts_per_hour_max: config.automatic_halts_per_hour,
                 ..DetectPolicy::default()
             },
-            &config.playbook()?,
+            |name| config.playbook(name),
             switchboard.watched(),
         )?;
         let contact = config.contact.clone().filter(|it| it.len() <= CONTACT_BYTES_MAX);

@@ -83,6 +83,44 @@ pub(crate) struct KillTaskArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[group(id = "bounds", multiple = true, required = true, args = [
+    "steps", "wall_clock", "cost", "tokens", "concurrency", "errors", "identical",
+    "tenant_validation_strict",
+])]
+pub(crate) struct LimitArgs {
+    /// For whom
+    #[arg(required = true, value_name = "SCOPE", num_args = 1..)]
+    pub scope: Vec<Scope>,
+    /// Steps of a task at most
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// Time of a task at most, such as 15m
+    #[arg(long, value_name = "SPAN")]
+    pub wall_clock: Option<Span>,
+    /// Cost of a task at most, in US dollars
+    #[arg(long, value_name = "USD")]
+    pub cost: Option<f64>,
+    /// Tokens of a task at most
+    #[arg(long, value_name = "N")]
+    pub tokens: Option<u64>,
+    /// Calls of tools at the same time at most
+    #[arg(long, value_name = "N")]
+    pub concurrency: Option<u32>,
+    /// Errors in a row at most
+    #[arg(long, value_name = "N")]
+    pub errors: Option<u32>,
+    /// Identical calls in a row, or cycles of them, at most
+    #[arg(long, value_name = "N")]
+    pub identical: Option<u32>,
+    /// Refuse an access whose two tenants differ or are not known
+    #[arg(long)]
+    pub tenant_validation_strict: bool,
+    /// Why
+    #[arg(long, short)]
+    pub reason: String,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(crate) struct BlockArgs {
     /// HOST or HOST:PORT
     pub destination: Destination,

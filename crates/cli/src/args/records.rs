@@ -96,18 +96,27 @@ pub(crate) enum AllowlistCommand {
 pub(crate) enum PlaybookCommand {
     /// List runs
     Runs,
-    /// Let a run that asks begin
+    /// Let a run that asks begin, or one step of a run that waits for people
+    #[command(
+        after_help = "Example:\n  estoppel playbook approve RUN --step kill --reason 'it still burns CPU'"
+    )]
     Approve {
         /// The run
         run: RunId,
+        /// The step, where the run has begun and waits at one
+        #[arg(long, value_name = "ID")]
+        step: Option<String>,
         /// Why
         #[arg(long, short)]
         reason: String,
     },
-    /// Decline a run that asks
+    /// Decline a run that asks, or one step of a run
     Decline {
         /// The run
         run: RunId,
+        /// The step, where the run has begun and waits at one
+        #[arg(long, value_name = "ID")]
+        step: Option<String>,
         /// Why
         #[arg(long, short)]
         reason: String,

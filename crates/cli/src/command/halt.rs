@@ -1,19 +1,20 @@
-//! `halt`, `release`, `kill-task`, `block`.
+//! `halt`, `release`, `kill-task`, `block`, `limit`.
 
 use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use estoppel_api::{
-    ApproveReleaseRequest, BlockRequest, Client, Durable, HaltAccepted, HaltRequest,
+    ApproveReleaseRequest, BlockRequest, Client, Durable, HaltAccepted, HaltRequest, LimitRequest,
     ReleaseAccepted, ReleaseRequest,
 };
 use estoppel_host::control::{LocalReport, halt_local};
-use estoppel_model::{Kind, OrderId, Scope, SystemClock};
+use estoppel_model::{Kind, Limit, OrderId, Scope, SystemClock};
 
 use super::{plan, union};
 use crate::{
-    args::{BlockArgs, Connect, HaltArgs, KillTaskArgs, ReleaseArgs},
+    args::{BlockArgs, Connect, HaltArgs, KillTaskArgs, LimitArgs, ReleaseArgs},
     error::{CommandError, Exit, Result},
     output::{Output, inline},
+    span::Span,
 };
 
 /// `estoppel halt`.
@@ -130,6 +131,36 @@ pub(crate) async fn block(args: BlockArgs, connect: &Connect, output: &Output) -
     let accepted = connect.client()?.block(&request).await?;
     output.answer(&accepted, |accepted| {
         format!("blocked {} for {}\norder {}", request.destination, accepted.scope, accepted.id)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn milliseconds(span: Span) -> u64 {
+    u64::try_from(span.duration().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `estoppel limit`.
+pub(crate) async fn limit(args: LimitArgs, connect: &Connect, output: &Output) -> Result {
+    let request = LimitRequest {
+        scope: union(args.scope)?,
+        limit: Limit {
+            steps_max: args.steps,
+            wall_clock_ms_max: args.wall_clock.map(milliseconds),
+            cost_usd_max: args.cost,
+            tokens_max: args.tokens,
+            concurrency_max: args.concurrency,
+            errors_in_a_row_max: args.errors,
+            identical_calls_max: args.identical,
+            tenant_validation_strict: args.tenant_validation_strict,
+            ..Limit::default()
+        },
+        reason: args.reason,
+        id: Some(OrderId::new()),
+        incident: None,
+    };
+    let accepted = connect.client()?.limit(&request).await?;
+    output.answer(&accepted, |accepted| {
+        format!("limited {} to {}\norder {}", accepted.scope, accepted.limit, accepted.id)
     })?;
     Ok(ExitCode::SUCCESS)
 }

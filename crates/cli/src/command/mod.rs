@@ -50,6 +50,7 @@ pub(crate) fn run(command: Command, connect: &Connect, output: &Output) -> Resul
         Command::Drill { command } => block_on(drill::drill(command, connect, output)),
         Command::KillTask(args) => block_on(halt::kill_task(args, connect, output)),
         Command::Block(args) => block_on(halt::block(args, connect, output)),
+        Command::Limit(args) => block_on(halt::limit(args, connect, output)),
         Command::Status(args) => block_on(status::status(&args, connect, output)),
         Command::Sql(args) => block_on(sql::sql(args, connect, output)),
         Command::Incident { command } => block_on(incident::incident(command, connect, output)),

@@ -17,7 +17,7 @@ pub(crate) async fn playbook(
     output: &Output,
 ) -> Result {
     let client = connect.client()?;
-    let (run, approve, reason) = match command {
+    let (run, step, approve, reason) = match command {
         PlaybookCommand::Runs => {
             output.answer(&client.runs().await?, |runs| match runs.as_slice() {
                 [] => "no runs".to_owned(),
@@ -25,10 +25,15 @@ pub(crate) async fn playbook(
             })?;
             return Ok(ExitCode::SUCCESS);
         }
-        PlaybookCommand::Approve { run, reason } => (run, true, reason),
-        PlaybookCommand::Decline { run, reason } => (run, false, reason),
+        PlaybookCommand::Approve { run, step, reason } => (run, step, true, reason),
+        PlaybookCommand::Decline { run, step, reason } => (run, step, false, reason),
     };
-    output.answer(&client.approve(run, &ApproveRequest { approve, reason }).await?, lines)?;
+    let request = ApproveRequest { approve, reason };
+    let run = match step {
+        None => client.approve(run, &request).await?,
+        Some(step) => client.approve_step(run, &step, &request).await?,
+    };
+    output.answer(&run, lines)?;
     Ok(ExitCode::SUCCESS)
 }
 

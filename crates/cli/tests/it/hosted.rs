@@ -126,6 +126,11 @@ impl Hosted {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
+    /// Whether `estoppel run` has ended, as it does with its agent.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
     /// How often the agent's heart has beaten.
     pub(crate) fn beats(&self) -> u64 {
         std::fs::metadata(self.work().join("beat")).map_or(0, |metadata| metadata.len())

@@ -33,6 +33,7 @@ mod redis;
 mod redis_server;
 mod releases;
 mod run;
+mod runaway;
 mod stage;
 mod tls;
 mod tokens;

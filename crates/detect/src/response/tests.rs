@@ -100,7 +100,8 @@ fn what_follows_by_itself_is_narrow() {
         agent: Some(id("a")),
         ..Subject::default()
     };
-    let scope = |subject: &Subject| halt_scope(subject).map(|scope| scope.to_string());
+    let scope =
+        |subject: &Subject| halt_scope(Family::Injection, subject).map(|scope| scope.to_string());
     assert_eq!(scope(&wide), None);
     assert_eq!(
         scope(&Subject { plugin: plugin.clone(), ..wide.clone() }).as_deref(),

@@ -2,6 +2,8 @@
 
 use estoppel_model::{Timestamp, Untrusted};
 
+use super::damage::Damage;
+
 /// An answer with its question. A query that failed is stated in the report, not left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer<T> {
@@ -42,7 +44,7 @@ pub struct AuditSummary {
 }
 
 /// What the report knows beside the records.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Findings {
     /// When the queries ran.
     pub as_of: Timestamp,
@@ -52,4 +54,6 @@ pub struct Findings {
     pub destinations: Answer<Vec<DestinationBytes>>,
     /// Q2: what was done.
     pub audit: Answer<AuditSummary>,
+    /// Of a runaway: what it cost.
+    pub damage: Option<Damage>,
 }

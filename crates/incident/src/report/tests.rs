@@ -184,6 +184,7 @@ fn findings(hostile: &str) -> Findings {
                 tools: vec![(Untrusted::new(hostile.to_owned()), 12)],
             }),
         },
+        damage: None,
     }
 }
 
@@ -328,4 +329,56 @@ fn long_tables_say_what_they_leave_out() {
     let mut out = String::new();
     write!(out, "{}", bounded_table(&["n"], &rows)).unwrap();
     assert!(out.ends_with("50 more rows are left out here.\n"), "{out}");
+}
+
+fn damage(hostile: &str, tasks: u64) -> Damage {
+    let spent = |name: Option<&str>, records, cost_usd| Spent {
+        name: name.map(|name| Untrusted::new(name.to_owned())),
+        records,
+        tokens: 7,
+        cost_usd,
+    };
+    let answer = |rows| Answer { query: "SELECT 1".to_owned(), result: Ok(rows) };
+    Damage {
+        tools: answer(vec![spent(Some(hostile), 40, Some(1.5)), spent(None, 2, None)]),
+        models: Answer { query: "SELECT 2".to_owned(), result: Err("too slow".to_owned()) },
+        calm: Answer {
+            query: "SELECT 3".to_owned(),
+            result: Ok(Calm {
+                agent: Some(Untrusted::new(hostile.to_owned())),
+                tasks,
+                steps: 23,
+                tokens: 9_000,
+                cost_usd: Some(0.31),
+            }),
+        },
+    }
+}
+
+/// R4, R5: what a runaway cost, by tool and by model, and breakers that let the calm tasks pass.
+#[test]
+fn the_damage_of_a_runaway_and_the_breakers_that_bound_it() {
+    let (incidents, id) = story("fetch");
+    let incident = incidents.incident(id).unwrap();
+    let write = |damage| markdown(incident, &Findings { damage, ..findings("fetch") });
+    assert!(!write(None).contains("Damage"));
+    let text = write(Some(damage("fetch", 41)));
+    let section = text.split("## Damage").nth(1).unwrap().split("\n## ").next().unwrap();
+    for part in [
+        "By tool, 1.5000 US dollars in all (Q3)",
+        "| `fetch` | 40 | 7 | 1.5000 |",
+        "| (none) | 2 | 7 | not known |",
+        "by model: the query Q4 failed: `too slow`",
+        "`steps_max 46, cost_usd_max 0.62, tokens_max 18000, errors_in_a_row_max 5, identical_calls_max 5`",
+        "any of the 41 other tasks",
+    ] {
+        assert!(section.contains(part), "{part}: {section}");
+    }
+    assert!(text.contains("- Q3: `SELECT 1`"), "{text}");
+    let text = write(Some(damage("fetch", 0)));
+    assert!(text.contains("No breakers are proposed: the audit log has no other task"), "{text}");
+    // Nothing that an agent names itself leaves its code span.
+    let hostile = write(Some(damage("x` | <img> **y**", 3)));
+    let section = hostile.split("## Damage").nth(1).unwrap().split("\n## ").next().unwrap();
+    assert!(section.contains(r"`x\u{60} \u{7c} <img> **y**`"), "{section}");
 }

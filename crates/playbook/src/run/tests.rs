@@ -119,7 +119,8 @@ impl Driven {
 
     fn approve(&mut self, step: &str, by: &str, role: crate::journal::ApproverRole) {
         let (run, index, by) = (self.run.id(), self.index(step), Actor::new(by).unwrap());
-        let record = StepApproved { run, index, by, role }.record(self.now).unwrap();
+        let record =
+            StepApproved { run, index, by, role, reason: String::new() }.record(self.now).unwrap();
         self.append(record);
     }
 

@@ -57,7 +57,8 @@ impl From<SubmitError> for Failure {
     }
 }
 
-fn reason(text: &str) -> Result<(), Failure> {
+/// Whether a text is a reason: there is one, and it is not too long.
+pub(super) fn reason(text: &str) -> Result<(), Failure> {
     if text.trim().is_empty() {
         return Err(Failure::Unprocessable("`reason` is empty: say why".to_owned()));
     }
@@ -80,7 +81,7 @@ pub(crate) fn may_halt(caller: &Caller, scope: &ScopeSet) -> Result<(), Failure>
 }
 
 /// A token that is bound to a tenant may stop what is that tenant's, and nothing wider.
-fn within(caller: &Caller, scope: &ScopeSet) -> Result<Option<EntityId>, Failure> {
+pub(super) fn within(caller: &Caller, scope: &ScopeSet) -> Result<Option<EntityId>, Failure> {
     let Some(tenant) = &caller.0.tenant else { return Ok(None) };
     let wide = scope.iter().find(|scope| match scope {
         Scope::Global => true,
@@ -163,11 +164,16 @@ async fn give(
     Ok((StatusCode::ACCEPTED, Json(accepted(given).await)))
 }
 
-async fn accepted(mut given: Given) -> HaltAccepted {
+/// How safely an order is kept by the time an answer is due.
+pub(super) async fn durable(given: &mut Given) -> Durable {
     let kept = given.durable.wait_for(|durable| *durable == Durable::Ledger);
     // Whatever was reached by then is what is said.
     let _ = tokio::time::timeout(DURABLE_WAIT, kept).await;
-    let durable = *given.durable.borrow();
+    *given.durable.borrow()
+}
+
+async fn accepted(mut given: Given) -> HaltAccepted {
+    let durable = durable(&mut given).await;
     let order = &given.order;
     HaltAccepted {
         id: order.id,

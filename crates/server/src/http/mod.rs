@@ -25,6 +25,7 @@ mod halted;
 pub(crate) mod health;
 mod incidents;
 pub(crate) mod kill_switch;
+mod limits;
 pub(crate) mod listener;
 mod metrics;
 pub(crate) mod problem;
@@ -52,6 +53,7 @@ use problem::Failure;
         kill_switch::plan,
         kill_switch::status,
         kill_switch::block,
+        limits::post,
         kill_switch::approve_release,
         kill_switch::releases_pending,
         drills::kill_switch,
@@ -78,6 +80,7 @@ use problem::Failure;
         evidence::add_to_halt,
         runs::list,
         runs::approve,
+        runs::approve_step,
         tokens::mint,
         tokens::list,
         tokens::revoke,
@@ -106,6 +109,7 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/v1/releases", get(kill_switch::releases_pending))
         .route("/v1/releases/{id}/approve", post(kill_switch::approve_release))
         .route("/v1/blocks", post(kill_switch::block))
+        .route("/v1/limits", post(limits::post))
         .route("/v1/stream", get(stream::get))
         .route("/healthz", get(health::live))
         .layer(middleware::from_fn_with_state(server.clone(), on_own_task));
@@ -129,6 +133,7 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/v1/evidence/{sha256}", put(evidence::put).get(evidence::get))
         .route("/v1/runs", get(runs::list))
         .route("/v1/runs/{id}/approve", post(runs::approve))
+        .route("/v1/runs/{run}/steps/{step}/approve", post(runs::approve_step))
         .route("/v1/tokens", post(tokens::mint).get(tokens::list))
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::revoke))
         .route("/v1/gateway/credentials", post(tokens::credential))

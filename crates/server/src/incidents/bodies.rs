@@ -10,6 +10,7 @@ use crate::switchboard::Word;
 pub(super) fn halted(order: &Order, incident: IncidentId, expected: usize) -> Halted {
     let what = match &order.body {
         OrderBody::Block { destination } => format!("block {destination}"),
+        OrderBody::Limit { limit } => format!("limit to {limit}"),
         OrderBody::Halt { .. } => "halt".to_owned(),
         _ => "order".to_owned(),
     };
