@@ -158,12 +158,18 @@ fn real_the_page_on_releases_works() {
     run("docs/release.md", SERVER);
 }
 
+#[test]
+fn real_the_page_on_limits_works() {
+    run("docs/limits.md", SERVER);
+}
+
 /// Pages whose `console` blocks are run above.
-const RUN: [&str; 7] = [
+const RUN: [&str; 8] = [
     "README.md",
     "docs/drills.md",
     "docs/events.md",
     "docs/gateway.md",
+    "docs/limits.md",
     "docs/operations.md",
     "docs/release.md",
     "docs/tokens.md",
