@@ -1,5 +1,6 @@
 //! Arguments. Each command's help has examples; what a script relies on is in docs/exit-codes.md.
 
+mod hooks;
 mod orders;
 mod processes;
 mod records;
@@ -11,6 +12,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use estoppel_model::EntityId;
 
 pub(crate) use self::{
+    hooks::{Agent, HookCommand, InstallArgs, OnLostArg, SettingsArgs, SettingsScope},
     orders::{BlockArgs, DrillCommand, HaltArgs, KillTaskArgs, LimitArgs, ReleaseArgs, StatusArgs},
     processes::{ConfigCommand, DoctorArgs, GatewayArgs, GatewayMode, RunArgs, ServeArgs},
     records::{
@@ -103,6 +105,20 @@ Examples:
 The agent runs as another user, in a cgroup and a network namespace of its own, where the gateway
 alone is reachable. What this machine does not permit is said at the start and at each halt.")]
     Run(RunArgs),
+    /// Put coding agents (Claude Code and others) under the kill switch, by their hooks
+    #[command(after_help = "\
+Examples:
+  estoppel hook install --for claude-code --plan       show what it would change
+  estoppel hook install --for claude-code --token-file agent.token
+  estoppel hook uninstall --for claude-code
+  estoppel doctor                                      shows what gets around it
+
+Without a subcommand it is the hook itself: it reads an agent's JSON on standard input, and answers
+on standard output and by its exit code (0, or 2 for what must not be).")]
+    Hook {
+        #[command(subcommand)]
+        command: Option<HookCommand>,
+    },
     /// Halt a scope, now
     #[command(after_help = "\
 Examples:
@@ -259,7 +275,7 @@ pub(crate) struct DemoArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct BenchArgs {
-    /// What to measure: check, halt, scale, detect, ingest, start, leak (default: all)
+    /// What to measure: check, hook, halt, scale, detect, ingest, start, leak (default: all)
     pub what: Vec<String>,
     /// Guards that connect for `halt`
     #[arg(long, default_value_t = 1_000)]

@@ -3,6 +3,7 @@
 use std::{path::Path, process::ExitCode};
 
 use estoppel_api::DrillOutcome;
+use estoppel_hook::settings;
 use estoppel_host::{NetworkMode, Prepared, RunConfig};
 use estoppel_model::{Secret, Subject};
 use serde::Serialize;
@@ -39,6 +40,16 @@ pub(crate) fn doctor(args: &DoctorArgs, connect: &Connect, output: &Output) -> R
     let mut checks = confinement();
     checks.push(data(&args.data));
     checks.extend(server(connect)?);
+    checks.extend(super::hook::checks().into_iter().map(|gap| Check {
+        name: "coding agents",
+        level: match gap.level {
+            settings::Level::Fine => Level::Ok,
+            settings::Level::Gap => Level::Gap,
+            settings::Level::Fault => Level::Fault,
+        },
+        found: gap.found,
+        mend: gap.mend,
+    }));
     let faults = checks.iter().filter(|check| check.level == Level::Fault).count();
     output.answer(&checks, |checks| {
         let lines = checks.iter().map(|check| {

@@ -13,6 +13,9 @@ pub(crate) const BENCH_GUARDS: &str = "bench-guards";
 /// The subcommand of a benchmark's subscribers.
 pub(crate) const BENCH_SWARM: &str = "bench-swarm";
 
+/// A coding agent's hook.
+const HOOK: &str = "hook";
+
 /// Runs the role that the first argument names, if it names one.
 pub(crate) fn dispatch() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
@@ -24,6 +27,12 @@ pub(crate) fn dispatch() -> Option<ExitCode> {
         DEMO_AGENT => Some(super::demo::agent()),
         BENCH_GUARDS => Some(super::bench::guards()),
         BENCH_SWARM => Some(super::bench::swarm()),
+        // As `estoppel-hook`; what else is below `hook` has a word of its own.
+        HOOK => {
+            let args: Vec<_> = args.collect();
+            let is_call = args.first().is_none_or(|first| first == "--state");
+            is_call.then(|| estoppel_hook::client::main(args))
+        }
         _ => None,
     }
 }

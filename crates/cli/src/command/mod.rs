@@ -22,6 +22,7 @@ mod enforcer;
 mod gateway;
 mod halt;
 pub(crate) mod hidden;
+mod hook;
 mod incident;
 mod ledger;
 mod plan;
@@ -56,6 +57,7 @@ pub(crate) fn run(command: Command, connect: &Connect, output: &Output) -> Resul
         Command::Incident { command } => block_on(incident::incident(command, connect, output)),
         Command::Report(args) => block_on(incident::report(args, connect, output)),
         Command::Allowlist { command } => block_on(allowlist::allowlist(command, connect, output)),
+        Command::Hook { command } => hook::hook(command, connect, output),
         Command::Playbook { command } => block_on(playbook::playbook(command, connect, output)),
         Command::Ledger { command } => ledger::ledger(&command, output),
         Command::Backup(args) => backup::backup(&args, output),

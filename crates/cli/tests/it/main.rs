@@ -21,6 +21,7 @@ mod gateway;
 mod guards;
 mod halt_page;
 mod health;
+mod hooks;
 mod hosted;
 mod kill_switch;
 mod logs;
