@@ -25,6 +25,10 @@
 //! # drop(page); Ok(()) }
 //! ```
 
+//!
+//! Services built with axum, tonic or hyper take it as a layer: [`tower`]. Loops that ask by scope take
+//! [`KillSwitch`].
+
 mod audit;
 mod breaker;
 mod builder;
@@ -36,6 +40,7 @@ mod limits;
 mod replay;
 mod run;
 mod step;
+pub mod tower;
 
 pub use builder::{Builder, ConnectError};
 pub use denied::{Denied, DeniedOrder, DeniedReason, Texts};
@@ -45,3 +50,4 @@ pub use guard::{Guard, Mode};
 pub use kill_switch::KillSwitch;
 pub use replay::{Stopped, replay};
 pub use step::{StepError, StepHandle, StepSpec, StepSpecError, Usage};
+pub use tower::{GuardError, GuardLayer, GuardService};

@@ -29,6 +29,8 @@ use crate::{
 
 /// Pause before the resident process is looked for again.
 const LOOK: Duration = Duration::from_millis(2);
+/// Pause before another one is started where one ended well.
+const AGAIN: Duration = Duration::from_millis(25);
 /// What of the deadline is kept for the way back.
 const WAY_BACK: Duration = Duration::from_millis(200);
 
@@ -209,6 +211,12 @@ fn wait(fds: &mut [PollFd<'_>], at_most: Duration) -> Result<usize, std::io::Err
     }
 }
 
+fn pause(at_most: Duration, until: &Until) -> Result<(), AskError> {
+    // A wait for nothing fails in no other way than by being too short.
+    let _ = wait(&mut [], at_most.min(until.left()?));
+    Ok(())
+}
+
 /// Reads standard input to its end, with a bound on size and time.
 fn read_input(until: &Until) -> Result<Vec<u8>, AskError> {
     let stdin = std::io::stdin();
@@ -274,14 +282,21 @@ pub fn ask(
         match &mut started {
             None => started = Some(start(config, state)?),
             Some(child) => {
-                let ended = child.try_wait().ok().flatten();
-                // One that found another serving ends well; that other is about to listen.
-                if let Some(status) = ended.filter(|status| !status.success()) {
-                    return Err(AskError::Ended { status, log: log(state) });
+                match child.try_wait().ok().flatten() {
+                    Some(status) if !status.success() => {
+                        return Err(AskError::Ended { status, log: log(state) });
+                    }
+                    // It found another one there, which is about to listen, or about to end.
+                    Some(_) => {
+                        pause(AGAIN, until)?;
+                        started = None;
+                        continue;
+                    }
+                    None => {}
                 }
             }
         }
-        let _ = wait(&mut [], LOOK.min(until.left()?));
+        pause(LOOK, until)?;
     }
 }
 

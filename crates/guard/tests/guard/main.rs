@@ -10,6 +10,7 @@
 
 mod limits;
 mod server;
+mod tower;
 
 use std::{
     sync::{
