@@ -465,6 +465,14 @@ fn an_install_is_proved_and_undone() {
         serde_json::from_str(&std::fs::read_to_string(desktop.settings()).unwrap()).unwrap();
     assert_eq!(left, serde_json::from_str::<Value>(before).unwrap());
 
+    // A person's token is none for an agent.
+    let mut command = desktop.command(env!("CARGO_BIN_EXE_estoppel"));
+    command.args(["--json", "hook", "install", "--for", "claude-code"]);
+    command.env("ESTOPPEL_URL", &server.url).env("ESTOPPEL_TOKEN", &server.admin);
+    let persons = command.output().unwrap();
+    assert_eq!(code(&persons), 4, "{persons:?}");
+    assert!(answer(&persons)["error"].as_str().unwrap().contains("a person's"), "{persons:?}");
+
     std::fs::write(desktop.settings(), "{ // mine\n}").unwrap();
     let refused = desktop.install(&server, &[]);
     assert_eq!(code(&refused), 2);

@@ -69,7 +69,12 @@ fn run(page: &str, prelude: &str) {
     let folder = tempfile::tempdir().unwrap();
     let bin = folder.path().join("bin");
     std::fs::create_dir(&bin).unwrap();
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_estoppel"), bin.join("estoppel")).unwrap();
+    for (program, name) in [
+        (env!("CARGO_BIN_EXE_estoppel"), "estoppel"),
+        (env!("CARGO_BIN_EXE_estoppel-hook"), "estoppel-hook"),
+    ] {
+        std::os::unix::fs::symlink(program, bin.join(name)).unwrap();
+    }
     let work = folder.path().join("work");
     std::fs::create_dir(&work).unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
@@ -153,6 +158,13 @@ fn real_the_page_on_the_gateway_works() {
     run("docs/gateway.md", SERVER);
 }
 
+/// The agent's settings are those of a home of their own.
+#[test]
+fn real_the_page_on_coding_agents_works() {
+    let home = "mkdir home && export HOME=$PWD/home && unset XDG_STATE_HOME CLAUDE_CONFIG_DIR";
+    run("docs/coding-agents.md", &format!("{home}\n{SERVER}"));
+}
+
 #[test]
 fn real_the_page_on_releases_works() {
     run("docs/release.md", SERVER);
@@ -166,6 +178,7 @@ fn real_the_page_on_limits_works() {
 /// Pages whose `console` blocks are run above.
 const RUN: [&str; 8] = [
     "README.md",
+    "docs/coding-agents.md",
     "docs/drills.md",
     "docs/events.md",
     "docs/gateway.md",

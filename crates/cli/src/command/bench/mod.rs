@@ -4,6 +4,7 @@
 mod check;
 mod fleet;
 mod guards;
+mod hook;
 mod scale;
 mod served;
 mod start;
@@ -22,7 +23,7 @@ use crate::{
     output::Output,
 };
 
-const ALL: [&str; 7] = ["check", "halt", "scale", "detect", "ingest", "start", "leak"];
+const ALL: [&str; 8] = ["check", "hook", "halt", "scale", "detect", "ingest", "start", "leak"];
 
 pub(super) use guards::main as guards;
 pub(super) use swarm::main as swarm;
@@ -41,6 +42,7 @@ pub(crate) fn bench(args: &BenchArgs, output: &Output) -> Result {
         output.note(&format!("estoppel bench: {what} ..."));
         let result = match what {
             "check" => check::run()?,
+            "hook" => runtime.block_on(hook::run())?,
             "halt" => runtime.block_on(scale::halt(args.guards))?,
             "scale" => runtime.block_on(scale::scale(args.subscribers))?,
             "detect" => runtime.block_on(fleet::detect())?,

@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
+use estoppel_api::Client;
 use estoppel_hook::{
     client::{self, Until},
     config::{self, Config, OnLost},
     settings::{self, SETTINGS_BYTES_MAX},
     wire::Request,
 };
-use estoppel_model::{Clock as _, EntityId, SystemClock};
+use estoppel_model::{Clock as _, EntityId, Secret, SystemClock};
 use serde::Serialize;
 
 use super::{canary, state_folder};
@@ -128,20 +129,21 @@ fn command(state: &Path) -> Result<String> {
 fn configure(args: &InstallArgs, connect: &Connect, state: &Path) -> Result<Config> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(state)?;
     fs::set_permissions(state, fs::Permissions::from_mode(0o700))?;
-    let token_file = match (&connect.token, &connect.token_file) {
-        (Some(token), _) => {
+    // A file goes before the environment's token, which may be a person's own.
+    let token_file = match (&connect.token_file, &connect.token) {
+        (Some(file), _) => std::path::absolute(file)?,
+        (None, Some(token)) => {
             let file = state.join("token");
             write_whole(&file, token.as_bytes(), 0o600)?;
             file
         }
-        (None, Some(file)) => std::path::absolute(file)?,
         (None, None) => {
             return Err(CommandError::message(Exit::NotAllowed, "no token for the agent is given")
                 .hint("`estoppel token create coder --role agent` makes one")
                 .hint("then give --token-file FILE, or set ESTOPPEL_TOKEN"));
         }
     };
-    super::super::token_of(&token_file)?;
+    agents_own(connect, super::super::token_of(&token_file)?)?;
     let user = match &args.user {
         Some(user) => user.clone(),
         None => account()?,
@@ -165,6 +167,20 @@ fn configure(args: &InstallArgs, connect: &Connect, state: &Path) -> Result<Conf
     write_whole(&Config::file(state), &serde_json::to_vec_pretty(&config)?, 0o600)?;
     end_resident(state);
     Ok(config)
+}
+
+/// Refuses a person's token: the agent, which runs as this user, could release with it.
+fn agents_own(connect: &Connect, token: Secret<String>) -> Result<()> {
+    let server = connect.url.split(',').next().unwrap_or_default().trim();
+    let client = Client::trusting(server, token, &connect.trust()?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Only people may ask this; a server that is away will judge the token later.
+    if runtime.block_on(client.status()).is_err() {
+        return Ok(());
+    }
+    let message = "this token is a person's, and the agent could use it";
+    Err(CommandError::message(Exit::NotAllowed, message)
+        .hint("`estoppel token create coder --role agent` makes one for an agent"))
 }
 
 /// The account's name, else its number.
