@@ -67,7 +67,7 @@ pub struct Call {
     /// What came out of the tool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<RawValue>>,
-    /// The sub-agent that acts, where it is one.
+    /// The sub-agent that acts, where it is one: a task of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sub_agent: Option<String>,
     /// Its type.
@@ -167,7 +167,7 @@ pub fn parse(input: &[u8]) -> Result<Call, InputError> {
         tool_use: fields.tool_use_id.map(|id| start(&id, NAME_CHARS)),
         params: params.map(bounded),
         result: if moment == Moment::AfterTool { result.map(bounded) } else { None },
-        sub_agent: fields.agent_id.map(|id| start(&id, NAME_CHARS)),
+        sub_agent: fields.agent_id.filter(|id| !id.is_empty()).map(Cow::into_owned),
         sub_agent_type: fields.agent_type.map(|name| start(&name, NAME_CHARS)),
         cwd: fields.cwd.map(|path| start(&path, PATH_CHARS)),
         permission_mode: fields.permission_mode.map(|mode| start(&mode, NAME_CHARS)),

@@ -212,10 +212,16 @@ fn group(wanted: Wanted, command: &str) -> String {
 }
 
 /// The command that is put into the settings, for the shell that runs it; `None` for paths that are
-/// no text.
-pub fn command(program: &Path, role: Option<&str>, state: &Path) -> Option<String> {
-    let role = role.map_or_else(String::new, |role| format!(" {role}"));
-    Some(format!("{}{role} --state {}", quoted(program.to_str()?), quoted(state.to_str()?)))
+/// no text. Without a state folder it is that of whoever runs it.
+pub fn command(program: &Path, role: Option<&str>, state: Option<&Path>) -> Option<String> {
+    let mut command = quoted(program.to_str()?);
+    if let Some(role) = role {
+        command = format!("{command} {role}");
+    }
+    if let Some(state) = state {
+        command = format!("{command} --state {}", quoted(state.to_str()?));
+    }
+    Some(command)
 }
 
 fn quoted(text: &str) -> String {
@@ -360,8 +366,8 @@ mod tests {
             assert!(!is_ours(other), "{other}");
         }
         let path = std::path::Path::new("/it's/estoppel-hook");
-        assert!(is_ours(&command(path, None, path).unwrap()));
+        assert!(is_ours(&command(path, None, Some(path)).unwrap()));
         let whole = std::path::Path::new("/a b/estoppel");
-        assert!(is_ours(&command(whole, Some("hook"), path).unwrap()));
+        assert!(is_ours(&command(whole, Some("hook"), None).unwrap()));
     }
 }

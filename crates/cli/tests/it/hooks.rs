@@ -59,7 +59,9 @@ impl Desktop {
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.env_clear().env("HOME", self.home()).env("USER", "alice");
-        command.env("PATH", std::env::var("PATH").unwrap()).current_dir(self.home());
+        let own = Path::new(HOOK).parent().unwrap().display();
+        command.env("PATH", format!("{own}:{}", std::env::var("PATH").unwrap()));
+        command.current_dir(self.home());
         command
     }
 
@@ -243,6 +245,34 @@ fn each_scope_reaches_the_hook() {
     check("user:alice", "Read", None, true, own);
     check("agent:coder", "Read", None, true, own);
     check("global", "Read", None, true, "Agent operations suspended. Contact security team.");
+}
+
+/// K6, K10: a sub-agent is a task: its halt refuses it alone, and the session goes on.
+#[test]
+fn a_sub_agent_is_a_task_of_its_session() {
+    let server = Server::start();
+    let desktop = Desktop::installed(&server, &[]);
+    let of = |agent: &str| {
+        let call = json!({"tool_name": "Grep", "tool_use_id": agent, "agent_id": agent, "agent_type": "Explore"});
+        desktop.event("PreToolUse", "s", call)
+    };
+    goes(&of("a1"));
+    server.json(&["kill-task", "--task-id", "a1"]);
+    let refused = wait_for("the halt", || {
+        let output = of("a1");
+        (code(&output) != 0).then_some(output)
+    });
+    denied(&refused, "suspended", false);
+    goes(&of("a2"));
+    goes(&desktop.tool("s", "Grep"));
+    let stop = desktop.event("SubagentStop", "s", json!({"agent_id": "a1"}));
+    assert_eq!(answer(&stop)["continue"], false, "{stop:?}");
+    server.json(&["halt", "session:s", "--reason", "test"]);
+    let refused = wait_for("the session's halt", || {
+        let output = of("a2");
+        (code(&output) != 0).then_some(output)
+    });
+    denied(&refused, "suspended", true);
 }
 
 /// Invariant *lease*: without a server the hook refuses when the lease is over; what was halted stays
@@ -465,6 +495,28 @@ fn an_install_is_proved_and_undone() {
         serde_json::from_str(&std::fs::read_to_string(desktop.settings()).unwrap()).unwrap();
     assert_eq!(left, serde_json::from_str::<Value>(before).unwrap());
 
+    assert!(!desktop.state().join("hook.json").exists() && !desktop.state().join("token").exists());
+    wait_for("the resident process's end", || {
+        (!wire::socket(&desktop.state()).exists()).then_some(())
+    });
+    // Whose settings still name it, is refused.
+    denied(&desktop.tool("s", "Bash"), "estoppel hook install", true);
+
+    // What others share holds no path of this home.
+    std::fs::create_dir(desktop.home().join("src")).unwrap();
+    let shared = desktop
+        .command(env!("CARGO_BIN_EXE_estoppel"))
+        .args(["--json", "hook", "install", "--for", "claude-code", "--scope", "project"])
+        .env("ESTOPPEL_URL", &server.url)
+        .env("ESTOPPEL_TOKEN", server.token("shared", "agent", None))
+        .current_dir(desktop.home().join("src"))
+        .output()
+        .unwrap();
+    assert!(shared.status.success(), "{shared:?}");
+    let settings = desktop.home().join("src/.claude/settings.json");
+    let settings: Value = serde_json::from_slice(&std::fs::read(settings).unwrap()).unwrap();
+    assert_eq!(settings["hooks"]["PreToolUse"][0]["hooks"][0]["command"], "'estoppel-hook'");
+
     // A person's token is none for an agent.
     let mut command = desktop.command(env!("CARGO_BIN_EXE_estoppel"));
     command.args(["--json", "hook", "install", "--for", "claude-code"]);
@@ -536,7 +588,10 @@ fn doctor_shows_what_gets_around_the_hook() {
     signal(desktop.resident(), "KILL");
     std::fs::remove_file(desktop.state().join("token")).unwrap();
     found("fault", "resident process");
-    std::fs::remove_file(desktop.settings()).unwrap();
+    std::fs::write(desktop.settings(), "{}").unwrap();
+    found("fault", "no settings name it any more");
     std::fs::remove_dir_all(desktop.state()).unwrap();
+    found("gap", "without the hook");
+    std::fs::remove_file(desktop.settings()).unwrap();
     assert_eq!(doctor(), Vec::<Value>::new(), "nobody uses an agent here");
 }

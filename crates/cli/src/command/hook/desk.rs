@@ -21,7 +21,9 @@ use estoppel_hook::{
     moment::Moment,
     wire::{Answer, Standing},
 };
-use estoppel_model::{AuditEvent, Clock as _, EntityId, Event, Subject, SystemClock, Untrusted};
+use estoppel_model::{
+    AuditEvent, Clock as _, EntityId, Event, IdError, Subject, SystemClock, Untrusted,
+};
 use serde_json::{json, value::RawValue, value::to_raw_value};
 use tokio::{
     sync::oneshot,
@@ -104,12 +106,11 @@ impl Desk {
                 ..Refusal::for_want("this session is a canary, by which the hook is tried")
             });
         }
-        let session = match EntityId::new(&call.session) {
-            Ok(session) => session,
+        let subject = match self.subject(&call) {
+            Ok(subject) => subject,
             // No halt could name it.
             Err(error) => return Answer::Refuse(Refusal::for_want(&error.to_string())),
         };
-        let subject = Subject { session: Some(session), ..self.base.clone() };
         self.ready(wait).await;
         match call.moment() {
             Moment::BeforeTool => return self.before_tool(call, subject).await,
@@ -124,7 +125,19 @@ impl Desk {
         if call.moment() != Moment::AfterTool {
             self.record(&call, &subject, refused.is_some());
         }
-        refused.map_or(Answer::Go, |denied| Answer::Refuse(words(&denied, true)))
+        refused.map_or(Answer::Go, |denied| Answer::Refuse(words(&denied, self.whole(&subject))))
+    }
+
+    /// Who acts: the session, and the sub-agent as a task of its own.
+    fn subject(&self, call: &Call) -> std::result::Result<Subject, IdError> {
+        let task = call.sub_agent.as_deref().map(EntityId::new).transpose()?;
+        let session = Some(EntityId::new(&call.session)?);
+        Ok(Subject { session, task, ..self.base.clone() })
+    }
+
+    /// Whether the whole session is refused, and not only a sub-agent, a tool or a plugin.
+    fn whole(&self, subject: &Subject) -> bool {
+        self.guard.check(&Subject { task: None, ..subject.clone() }).is_err()
     }
 
     /// Ends the guard, with what is still to be sent.
@@ -156,8 +169,7 @@ impl Desk {
             Ok(spec) => spec,
             Err(error) => return Answer::Refuse(Refusal::for_want(&error)),
         };
-        // Without the tool: whether the whole session is refused.
-        let whole = self.guard.check(&subject).is_err();
+        let whole = self.whole(&subject);
         let (began, mut begun) = oneshot::channel();
         let (result, came_out) = sync_channel::<Box<RawValue>>(1);
         let guard = self.guard.clone();
@@ -229,12 +241,12 @@ impl Desk {
         let attributes = json!({
             "cwd": call.cwd,
             "permission_mode": call.permission_mode,
-            "sub_agent": call.sub_agent,
             "sub_agent_type": call.sub_agent_type,
         });
         self.guard.send(Event::Audit(Box::new(AuditEvent {
             session_id: subject.session.clone(),
             user_id: subject.user.clone(),
+            task_id: subject.task.clone(),
             agent_id: subject.agent.clone(),
             action: text(&format!("hook.{}", call.event)),
             tool: call.tool.as_deref().and_then(text),

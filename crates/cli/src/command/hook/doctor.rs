@@ -21,17 +21,20 @@ pub(super) fn user_folder() -> Option<PathBuf> {
     set("CLAUDE_CONFIG_DIR").or_else(|| Some(set("HOME")?.join(".claude")))
 }
 
+/// Whether any settings that hold in this folder name the hook.
+pub(super) fn is_installed() -> bool {
+    !settings::installed(&sources().0).is_empty()
+}
+
 /// Looks at the settings that hold in this folder, and at the hook that they name. Finds nothing
 /// where there are none: then nobody uses a coding agent here.
 pub(crate) fn checks() -> Vec<Gap> {
     let (sources, mut gaps) = sources();
     let installed = settings::installed(&sources);
     let state = installed.iter().find_map(|it| it.state.as_ref()).map(PathBuf::from);
-    let state = match state_folder(state.as_deref()) {
-        Ok(state) => state,
-        Err(_) => return gaps,
-    };
-    if sources.is_empty() && !Config::file(&state).exists() {
+    let Ok(state) = state_folder(state.as_deref()) else { return gaps };
+    if installed.is_empty() {
+        gaps.extend(not_installed(Config::file(&state).exists(), sources.is_empty()));
         return gaps;
     }
     let config = Config::read(&state);
@@ -41,23 +44,29 @@ pub(crate) fn checks() -> Vec<Gap> {
     match config {
         Ok(config) => gaps.extend(resident(&state, &config)),
         // Without a configuration the hook refuses: a fault, and none that lets anything go.
-        Err(error) if !installed.is_empty() => {
-            gaps.push(Gap::new(Level::Fault, error.to_string(), None));
-        }
-        Err(_) => {}
+        Err(error) => gaps.push(Gap::new(Level::Fault, error.to_string(), None)),
     }
-    if !installed.is_empty() {
-        gaps.push(Gap::new(
-            Level::Gap,
-            "sub-agents: some versions of Claude Code have not called, or not heeded, their hooks",
-            Some("try it with your version: docs/coding-agents.md says how"),
-        ));
-        if gaps.iter().all(|gap| gap.level != Level::Fault) {
-            let commands: Vec<&str> = installed.iter().map(|it| it.command.as_str()).collect();
-            gaps.insert(0, Gap::new(Level::Fine, commands.join("; "), None));
-        }
+    gaps.push(Gap::new(
+        Level::Gap,
+        "sub-agents: some versions of Claude Code have not called, or not heeded, their hooks",
+        Some("try it with your version: docs/coding-agents.md says how"),
+    ));
+    if gaps.iter().all(|gap| gap.level != Level::Fault) {
+        let commands: Vec<&str> = installed.iter().map(|it| it.command.as_str()).collect();
+        gaps.insert(0, Gap::new(Level::Fine, commands.join("; "), None));
     }
     gaps
+}
+
+/// What it means that no settings name the hook.
+fn not_installed(set_up: bool, no_settings: bool) -> Option<Gap> {
+    let mend = Some("run `estoppel hook install --for claude-code`");
+    if set_up {
+        let what = "the hook is set up, and no settings name it any more";
+        return Some(Gap::new(Level::Fault, what, mend));
+    }
+    let what = "Claude Code is used here without the hook: no halt reaches it";
+    (!no_settings).then(|| Gap::new(Level::Gap, what, mend))
 }
 
 /// The settings that hold in this folder, and what is wrong with reading them.
@@ -97,18 +106,20 @@ fn read(path: &Path) -> std::io::Result<String> {
 
 /// Whether the program of a hook can be started.
 fn program(hook: &Installed) -> Option<Gap> {
-    let found = match std::fs::metadata(&hook.program) {
-        // One without a path is looked up by the agent's shell.
-        _ if !hook.program.contains('/') => return None,
-        Err(error) => {
-            format!("`{}` cannot be started, and Claude Code goes on: {error}", hook.program)
-        }
-        Ok(metadata) if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 => {
-            format!("`{}` is not executable, and Claude Code goes on", hook.program)
-        }
-        Ok(_) => return None,
+    let name = &hook.program;
+    let paths: Vec<PathBuf> = if name.contains('/') {
+        vec![PathBuf::from(name)]
+    } else {
+        // As the agent's shell looks it up.
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).map(|folder| folder.join(name)).collect()
     };
-    Some(Gap::new(Level::Fault, found, Some("run `estoppel hook install --for claude-code`")))
+    let starts = |path: &PathBuf| {
+        std::fs::metadata(path).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+    };
+    let what = || format!("`{name}` cannot be started, and then Claude Code may go on");
+    let mend = Some("run `estoppel hook install --for claude-code`");
+    (!paths.iter().any(starts)).then(|| Gap::new(Level::Fault, what(), mend))
 }
 
 /// What the hook is configured to do, and whether it has a server.

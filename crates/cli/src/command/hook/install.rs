@@ -45,7 +45,7 @@ struct Changed {
 /// `estoppel hook install`.
 pub(super) fn install(args: &InstallArgs, connect: &Connect, output: &Output) -> Result {
     let state = state_folder(args.settings.state.as_deref())?;
-    let command = command(&state)?;
+    let command = command(&args.settings, &state)?;
     let file = SettingsFile::open(&args.settings)?;
     let after = file.changed_by(|text| settings::install(text, &command))?;
     if args.settings.plan {
@@ -89,7 +89,18 @@ pub(super) fn uninstall(args: &SettingsArgs, output: &Output) -> Result {
         proof: None,
         settings: file.path,
     };
-    // Other settings may still name it: their hooks start it again.
+    if !super::doctor::is_installed() {
+        // What is in no settings any more is set up no more.
+        for file in [Config::file(&state), state.join("token")] {
+            match fs::remove_file(&file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+        }
+    }
+    // Hooks of other settings start it again.
     end_resident(&state);
     output.answer(&changed, said)?;
     Ok(ExitCode::SUCCESS)
@@ -111,14 +122,18 @@ fn said(changed: &Changed) -> String {
     lines.join("\n")
 }
 
-/// The command for the settings: the small binary beside this one, else this one itself.
-fn command(state: &Path) -> Result<String> {
+/// The command for the settings: the small binary beside this one, else this one itself. In settings
+/// that others share it is looked up by its name, and has each user's own state.
+fn command(args: &SettingsArgs, state: &Path) -> Result<String> {
     let own = std::env::current_exe()?;
     let small = own.with_file_name("estoppel-hook");
-    let command = if small.is_file() {
-        settings::command(&small, None, state)
-    } else {
-        settings::command(&own, Some("hook"), state)
+    let shared = args.settings.is_none() && args.scope == SettingsScope::Project;
+    let is_default = state_folder(None).is_ok_and(|default| default == state);
+    let state = Some(state).filter(|_| !is_default);
+    let command = match (shared, small.is_file()) {
+        (true, _) => settings::command(Path::new("estoppel-hook"), None, state),
+        (false, true) => settings::command(&small, None, state),
+        (false, false) => settings::command(&own, Some("hook"), state),
     };
     command.ok_or_else(|| {
         CommandError::message(Exit::Usage, "a path of the hook is no text, as settings need it")
