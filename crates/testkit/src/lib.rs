@@ -2,4 +2,5 @@
 //! does not show by itself. Nothing here is linked into a product.
 
 pub mod disk;
+pub mod fake_model;
 pub mod keys;
