@@ -17,6 +17,7 @@ async fn fake(script: Value) -> FakeModel {
 }
 
 fn client() -> reqwest::Client {
+    let _already = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap()
 }
 
