@@ -9,6 +9,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    access::Access,
     breaker::Trip,
     denied::{Cause, DeniedReason},
     guard::Mode,
@@ -178,6 +179,25 @@ pub(crate) fn limit(trip: &Trip, mode: Mode, now: Timestamp) -> Event {
         plugin: None,
         plugin_version: None,
         ..of(&trip.subject)
+    }))
+}
+
+/// The record of an access to a tenant's data.
+pub(crate) fn access(
+    subject: &Subject,
+    access: Access,
+    decision: &str,
+    cause: Option<&Cause>,
+    now: Timestamp,
+) -> Event {
+    Event::Audit(Box::new(AuditEvent {
+        timestamp: Some(now),
+        accessed_tenant_id: access.accessed,
+        action: Some(Untrusted::new(access.action)),
+        params: access.params,
+        decision: Some(Untrusted::new(decision.to_owned())),
+        attributes: Attributes::of(subject, cause).raw(),
+        ..of(subject)
     }))
 }
 

@@ -106,6 +106,8 @@ pub enum DeniedReason {
     EventsFull,
     /// The guard was closed.
     Closed,
+    /// An access under strict tenant validation whose two tenants differ or are not both known.
+    TenantValidation,
 }
 
 impl DeniedReason {
@@ -120,6 +122,7 @@ impl DeniedReason {
             Self::NotYetConnected => "not_yet_connected",
             Self::EventsFull => "events_full",
             Self::Closed => "closed",
+            Self::TenantValidation => "tenant_validation",
         }
     }
 }
@@ -136,6 +139,7 @@ impl DeniedReason {
             Self::NotYetConnected => "No server has been reached yet",
             Self::EventsFull => "There is no room to record the step",
             Self::Closed => "The guard was closed",
+            Self::TenantValidation => "The two tenants of an access differ or are not both known",
         }
     }
 }

@@ -12,8 +12,8 @@ use std::{
 };
 
 use estoppel_extract::HostPort;
-use estoppel_link::{Link, LinkEvent, LinkStatus, Uploader, View};
-use estoppel_model::{Clock, Event, Limit, OrderId, Scope, ScopeError, Subject};
+use estoppel_link::{Link, LinkError, LinkEvent, LinkStatus, LocalHalt, Uploader, View};
+use estoppel_model::{Clock, Event, Limit, Order, OrderId, Scope, ScopeError, Subject};
 use tokio::sync::mpsc;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -21,8 +21,8 @@ use tokio_util::{
 };
 
 use crate::{
-    Builder, ConnectError, Denied, DeniedReason, KillSwitch, StepError, StepHandle, StepSpec,
-    Texts, audit,
+    Builder, ConnectError, Denied, DeniedReason, KillSwitch, OnStop, OpenStep, StepError,
+    StepHandle, StepSpec, StepSpecError, Texts, Work, audit,
     breaker::{Breakers, Fingerprints},
     denied::Cause,
     in_flight::{InFlight, Settled},
@@ -34,6 +34,8 @@ use crate::{
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 /// Most refusals of checks that are remembered as recorded.
 const NOTED_MAX: usize = 4_096;
+/// The `action` of loading a plugin.
+const PLUGIN_LOAD: &str = "plugin_load";
 
 /// Whether a guard stops what is to be stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,7 +50,7 @@ pub enum Mode {
 /// Estoppel inside the agent's process. Cheap to clone; the last clone that is dropped ends it.
 #[derive(Clone)]
 pub struct Guard {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     base: Arc<Subject>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -184,7 +186,7 @@ impl Guard {
         F: FnOnce(StepHandle) -> Fut,
         Fut: Future<Output = T>,
     {
-        let run = Run::begin(&self.shared, subject, spec, true)?;
+        let run = Run::begin(&self.shared, subject, spec, true, None)?;
         let handle = run.handle();
         let running = Arc::clone(&handle.running);
         // The future must be gone before the step is said to have ended: hence the block.
@@ -222,7 +224,7 @@ impl Guard {
         T: Send + 'static,
         F: FnOnce(StepHandle) -> T + Send + 'static,
     {
-        let run = Run::begin(&self.shared, subject, spec, false)?;
+        let run = Run::begin(&self.shared, subject, spec, false, None)?;
         let handle = run.handle();
         let running = Arc::clone(&handle.running);
         let task = self.tasks.spawn_blocking(move || {
@@ -240,6 +242,55 @@ impl Guard {
                 },
             },
         }
+    }
+
+    /// Begins a step whose work is the caller's own: a call on this thread, another language's
+    /// task, a process. `on_stop` is told when an order that reaches the subject arrives meanwhile;
+    /// the caller ends the work and says how it went by [`OpenStep::finish`] or
+    /// [`OpenStep::gave_way`].
+    ///
+    /// # Errors
+    /// When the step is refused; `on_stop` is not told of that.
+    pub fn begin(
+        &self,
+        subject: &Subject,
+        spec: StepSpec,
+        work: Work,
+        on_stop: Arc<dyn OnStop>,
+    ) -> Result<OpenStep, Denied> {
+        let interruptible = work == Work::Interruptible;
+        match Run::begin(&self.shared, subject, spec, interruptible, Some(on_stop)) {
+            Ok(run) => Ok(OpenStep::new(run)),
+            Err(refused) => Err(refused.into_denied().unwrap_or_else(|| self.shared.closed())),
+        }
+    }
+
+    /// Whether a plugin may be loaded, by its name and, where it is known, its version: a halt of a
+    /// range of versions reaches a plugin without one. Recorded either way.
+    ///
+    /// # Errors
+    /// When it must not be, or name or version are none that a scope could hold.
+    pub fn load_plugin(
+        &self,
+        subject: &Subject,
+        name: &str,
+        version: Option<&str>,
+    ) -> Result<Result<(), Denied>, StepSpecError> {
+        let spec = StepSpec::action(PLUGIN_LOAD).plugin(name, version)?;
+        let loaded = Run::begin(&self.shared, subject, spec, false, None)
+            .and_then(|run| run.finish(()))
+            .or_else(|refused| refused.into_denied().map_or(Ok(()), Err));
+        Ok(loaded)
+    }
+
+    /// Puts a halt in force in this process, without any server, and hands it to the server when one
+    /// is reached; `order.issued_by` says who, as `local:USER@HOST`. Blocks for one fsync where there
+    /// is a state folder, after the halt is in force.
+    ///
+    /// # Errors
+    /// When the order is no halt, does not name a local actor, or its id is known already.
+    pub fn halt_locally(&self, order: Order) -> Result<LocalHalt, LinkError> {
+        self.shared.link.halt_locally(order)
     }
 
     /// The same orders for loops that ask by scope.
@@ -319,6 +370,12 @@ impl Shared {
     #[cold]
     pub(crate) fn denied(&self, cause: &Cause) -> Denied {
         cause.denied(&self.texts, self.view.contact())
+    }
+
+    /// What a caller is told once the guard has ended.
+    #[cold]
+    pub(crate) fn closed(&self) -> Denied {
+        self.denied(&Cause::Want(DeniedReason::Closed))
     }
 
     #[cold]

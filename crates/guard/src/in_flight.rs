@@ -24,6 +24,7 @@ use crate::{
     breaker::{Breakers, Holder},
     denied::Cause,
     guard::Mode,
+    open_step::OnStop,
     step::{StepSpec, Usage},
 };
 
@@ -43,6 +44,8 @@ pub(crate) struct Running {
     pub(crate) spec: StepSpec,
     /// Whether dropping its future ends it.
     pub(crate) interruptible: bool,
+    /// Told of a stop, where the work is not a future of ours.
+    on_stop: Option<Arc<dyn OnStop>>,
     pub(crate) began_at: Timestamp,
     pub(crate) began: Boottime,
     stop: CancellationToken,
@@ -63,6 +66,8 @@ pub(crate) struct Notes {
     /// Why it failed, if it did.
     pub(crate) error: Option<String>,
     pub(crate) usage: Usage,
+    /// What the work failed with, in a word.
+    pub(crate) error: Option<String>,
 }
 
 impl Running {
@@ -77,6 +82,7 @@ impl Running {
             subject,
             spec,
             interruptible,
+            on_stop: None,
             began_at,
             began,
             stop: CancellationToken::new(),
@@ -86,6 +92,11 @@ impl Running {
             holder: OnceLock::new(),
             notes: Mutex::default(),
         }
+    }
+
+    /// Tells `on_stop` of a stop, too.
+    pub(crate) fn telling(self, on_stop: Arc<dyn OnStop>) -> Self {
+        Self { on_stop: Some(on_stop), ..self }
     }
 
     /// Resolves when the step is stopped.
@@ -125,8 +136,11 @@ impl Running {
 
     /// Stops the step; the first cause counts.
     fn stop(&self, cause: Cause) {
-        let _ = self.stopped_by.set(cause);
+        let first = self.stopped_by.set(cause).is_ok();
         self.stop.cancel();
+        if let Some(on_stop) = self.on_stop.as_ref().filter(|_| first) {
+            on_stop.stopped();
+        }
     }
 
     /// Whether the order stops this step.

@@ -24,11 +24,11 @@
 //! let page = guard.step(&subject, spec, |_| fetch("https://example.com")).await?;
 //! # drop(page); Ok(()) }
 //! ```
-
 //!
 //! Services built with axum, tonic or hyper take it as a layer: [`tower`]. Loops that ask by scope take
 //! [`KillSwitch`].
 
+mod access;
 mod audit;
 mod breaker;
 mod builder;
@@ -37,17 +37,20 @@ mod guard;
 mod in_flight;
 mod kill_switch;
 mod limits;
+mod open_step;
 mod replay;
 mod run;
 mod step;
 pub mod tower;
 
+pub use access::Access;
 pub use builder::{Builder, ConnectError};
 pub use denied::{Denied, DeniedOrder, DeniedReason, Texts};
-pub use estoppel_link::{EventBuffer, LinkStatus, OnLost, WhenFull};
+pub use estoppel_link::{EventBuffer, LinkError, LinkStatus, LocalHalt, OnLost, WhenFull};
 pub use estoppel_model::{Breaker, Excess, Limit};
 pub use guard::{Guard, Mode};
 pub use kill_switch::KillSwitch;
+pub use open_step::{OnStop, OpenStep, Work};
 pub use replay::{Stopped, replay};
 pub use step::{StepError, StepHandle, StepSpec, StepSpecError, Usage};
 pub use tower::{GuardError, GuardLayer, GuardService};

@@ -6,8 +6,10 @@ use estoppel_model::Subject;
 
 use crate::{
     audit::{self, End},
+    denied::Denied,
     guard::{Mode, Shared},
     in_flight::{Leaving, Running, StepId},
+    open_step::OnStop,
     step::{StepError, StepHandle, StepSpec},
 };
 
@@ -31,6 +33,7 @@ impl Run {
         subject: &Subject,
         spec: StepSpec,
         interruptible: bool,
+        on_stop: Option<Arc<dyn OnStop>>,
     ) -> Result<Self, StepError> {
         let subject = Subject {
             tool: spec.tool.clone().or_else(|| subject.tool.clone()),
@@ -38,7 +41,11 @@ impl Run {
             ..subject.clone()
         };
         let (now, boottime) = (shared.clock.now(), shared.clock.boottime());
-        let running = Arc::new(Running::new(subject, spec, interruptible, now, boottime));
+        let running = Running::new(subject, spec, interruptible, now, boottime);
+        let running = Arc::new(match on_stop {
+            Some(on_stop) => running.telling(on_stop),
+            None => running,
+        });
         let id = shared.in_flight.enter(Arc::clone(&running));
         let mut run = Self { shared: Arc::clone(shared), running, id: Some(id) };
         let refusal =
@@ -84,7 +91,17 @@ impl Run {
         }
     }
 
-    /// The step was stopped, and its future is dropped already.
+    /// Whether the step is stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.running.stopped_by().is_some()
+    }
+
+    /// What the step's caller is to be told, if it is stopped.
+    pub(crate) fn denied(&self) -> Option<Denied> {
+        self.running.stopped_by().map(|cause| self.shared.denied(cause))
+    }
+
+    /// The step was stopped, and its work has ended for that already.
     pub(crate) fn cancelled(mut self) -> StepError {
         self.leave(Leaving::Dropped);
         let Some(cause) = self.running.stopped_by().cloned() else {

@@ -58,6 +58,12 @@ impl StepSpec {
         Ok(Self { tool: Some(EntityId::new(name)?), ..Self::action("tool_call") })
     }
 
+    /// Another name for what is done than the one that goes with a tool or without.
+    pub fn named(mut self, action: impl Into<String>) -> Self {
+        self.action = action.into();
+        self
+    }
+
     /// The plugin that the tool belongs to, with its version where it is known.
     ///
     /// # Errors
@@ -162,6 +168,14 @@ pub enum StepError {
 impl StepError {
     /// The refusal behind it.
     pub const fn denied(&self) -> Option<&Denied> {
+        match self {
+            Self::Denied(denied) | Self::Cancelled(denied) | Self::Withheld(denied) => Some(denied),
+            Self::RuntimeEnded => None,
+        }
+    }
+
+    /// The refusal behind it, by value.
+    pub fn into_denied(self) -> Option<Denied> {
         match self {
             Self::Denied(denied) | Self::Cancelled(denied) | Self::Withheld(denied) => Some(denied),
             Self::RuntimeEnded => None,

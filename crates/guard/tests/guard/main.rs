@@ -9,6 +9,7 @@
 )]
 
 mod limits;
+mod open_step;
 mod server;
 mod tower;
 

@@ -82,7 +82,7 @@ fn arrows_are_one_way() {
 #[test]
 fn enforcement_links_neither_detection_nor_playbooks_nor_storage() {
     let arrows = real(&[DependencyKind::Normal, DependencyKind::Build]);
-    for enforcer in ["killswitch", "link", "guard", "gateway", "host"] {
+    for enforcer in ["killswitch", "link", "guard", "python", "gateway", "host"] {
         let reached = reached(&arrows, enforcer);
         for forbidden in
             ["detect", "playbook", "incident", "connect", "eventlog", "ledger", "server", "cli"]

@@ -55,8 +55,9 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap() {
             let entry = entry.unwrap();
-            let kept =
-                ["target", ".git", "node_modules"].iter().any(|name| entry.file_name() == *name);
+            let kept = ["target", ".git", "node_modules", "__pycache__"]
+                .iter()
+                .any(|name| entry.file_name() == *name);
             if entry.file_type().unwrap().is_dir() {
                 if !kept {
                     folders.push(entry.path());

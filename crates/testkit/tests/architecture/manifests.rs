@@ -2,18 +2,20 @@
 
 use std::{collections::BTreeSet, path::Path};
 
+use cargo_metadata::Package;
+
 use crate::{PURE, files_below, folder, read, short, workspace};
 
-fn manifest(crate_name: &str) -> toml::Table {
-    read(format!("crates/{crate_name}/Cargo.toml")).parse().unwrap()
+fn manifest(package: &Package) -> toml::Table {
+    read(&package.manifest_path).parse().unwrap()
 }
 
 #[test]
 fn every_crate_takes_the_lints_and_values_of_the_workspace() {
-    let unsafe_allowed = ["testkit"];
+    let unsafe_allowed = ["python", "testkit"];
     for package in &workspace().packages {
         let name = short(&package.name);
-        let manifest = manifest(name);
+        let manifest = manifest(package);
         if unsafe_allowed.contains(&name) {
             assert!(manifest.contains_key("lints"), "`{name}` has no lints");
         } else {
@@ -33,7 +35,7 @@ fn every_crate_takes_the_lints_and_values_of_the_workspace() {
 fn every_version_of_a_dependency_stands_in_one_place() {
     for package in &workspace().packages {
         let name = short(&package.name);
-        let manifest = manifest(name);
+        let manifest = manifest(package);
         for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
             let Some(section) = manifest.get(section).and_then(toml::Value::as_table) else {
                 continue;

@@ -1,0 +1,45 @@
+//! The native half of the Python package `estoppel`: `estoppel._native`.
+//!
+//! It puts the Rust guard (`estoppel-guard`) behind Python's objects. The network, the confirmations
+//! and the audit log run on a thread that never takes Python's lock; a check reads an index in memory.
+//! What stops what in Python is told in [`interrupt`]; what a fork leaves behind, in [`core`].
+//!
+//! It is an implementation detail: what users may rely on is the package around it.
+
+mod core;
+mod guard;
+mod halted;
+mod interrupt;
+mod json;
+mod place;
+mod session;
+mod step;
+
+use pyo3::prelude::*;
+
+/// The native module.
+#[pymodule(name = "_native")]
+mod native {
+    use super::{PyResult, Python, core, halted, interrupt, pyfunction};
+
+    #[pymodule_export]
+    use super::{guard::Guard, session::Session, step::Step};
+
+    /// Notes that this process is the child of a fork.
+    #[pyfunction]
+    fn after_fork_in_child() {
+        core::forked();
+    }
+
+    /// Why the calling thread is being interrupted: the refusal as JSON and as a line.
+    #[pyfunction]
+    fn raised_here(py: Python<'_>) -> PyResult<Option<(String, String)>> {
+        Ok(interrupt::raised_here(py).as_ref().map(halted::arguments))
+    }
+
+    /// The package's version.
+    #[pyfunction]
+    const fn version() -> &'static str {
+        env!("CARGO_PKG_VERSION")
+    }
+}

@@ -1,0 +1,154 @@
+"""A server of the real binary on a free port (``ESTOPPEL_BINARY``), and guards that connect to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+import estoppel
+
+# Liveness, not speed: ten times what anything here takes.
+PATIENCE_S = 60.0
+_T = TypeVar("_T")
+
+
+def until(what: str, ask: Callable[[], _T | None]) -> _T:
+    """Asks until there is an answer that counts."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        answer = ask()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Server:
+    """The server as users start it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+        self.admin = (folder / "data" / "admin.token").read_text().strip()
+        until("recovery", lambda: self.api("GET", "/v1/incidents", quiet=True) is not None)
+
+    def start(self) -> None:
+        binary = os.environ["ESTOPPEL_BINARY"]
+        address = f"127.0.0.1:{self.port}"
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                [binary, "serve", "--listen", address, "--no-gateway", "--data", self.folder / "data"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        until("the server", self.is_healthy)
+
+    def is_healthy(self) -> bool:
+        assert self.process is not None and self.process.poll() is None, self.log()
+        try:
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")[-4000:]
+
+    def stop(self) -> None:
+        """As a power cut does."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def api(self, method: str, path: str, body: object = None, quiet: bool = False) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, method=method)
+        request.add_header("Authorization", f"Bearer {self.admin}")
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            said = error.read().decode()
+            error.close()
+            if quiet:
+                return None
+            raise AssertionError(f"{method} {path}: {error.code} {said}") from None
+
+    def token(self, name: str, role: str) -> str:
+        return str(self.api("POST", "/v1/tokens", {"name": name, "role": role})["token"])
+
+    def halt(self, scope: str, reason: str = "suspected prompt injection") -> str:
+        return str(self.api("POST", "/kill-switch", {"scope": scope, "reason": reason})["id"])
+
+    def release(self, scope: str) -> None:
+        self.api("POST", "/kill-switch/release", {"scope": scope, "reason": "the test goes on"})
+
+    def settlement(self, halt: str) -> dict[str, Any]:
+        """What the only enforcer of the halt came to, once it has settled."""
+
+        def settled() -> dict[str, Any] | None:
+            progress = self.api("GET", f"/v1/halts/{halt}")
+            enforcers = [one for one in progress["enforcers"] if one.get("settlement")]
+            return enforcers[0]["settlement"] if enforcers else None
+
+        return until(f"the halt {halt} to settle", settled)
+
+    def sql(self, query: str) -> list[list[Any]]:
+        rows: list[list[Any]] = self.api("POST", "/v1/sql", {"query": query})["rows"]
+        return rows
+
+    def rows(self, query: str, count: int = 1) -> list[list[Any]]:
+        """The answer, once it has this many rows."""
+
+        def enough() -> list[list[Any]] | None:
+            rows = self.sql(query)
+            return rows if len(rows) >= count else None
+
+        return until(query, enough)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    own = Server(tmp_path_factory.mktemp("server"))
+    yield own
+    own.stop()
+
+
+@pytest.fixture(scope="session")
+def agent_token(server: Server) -> str:
+    return server.token("agents", "agent")
+
+
+@pytest.fixture
+def guard(server: Server, agent_token: str) -> Iterator[estoppel.Guard]:
+    with estoppel.Guard(server.url, agent_token, agent="support") as own:
+        assert own.wait_ready(PATIENCE_S)
+        yield own
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A session of this test alone: halts stay in force for the tests that follow."""
+    return f"s-{request.node.name}".translate(str.maketrans("[]", "--"))

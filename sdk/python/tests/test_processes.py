@@ -1,0 +1,272 @@
+"""Forks, multiprocessing, gevent, notebooks, and the end of the interpreter; each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from conftest import PATIENCE_S, Server, until
+
+HEAD = """
+import faulthandler, os, sys, threading, time
+faulthandler.dump_traceback_later(50, exit=True)
+import estoppel
+def until(ask):
+    end = time.monotonic() + 30
+    while not (answer := ask()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return answer
+"""
+
+
+def run(server: Server, token: str, code: str, *arguments: str, **environment: str) -> str:
+    """Runs a program with warnings as errors; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-X", "dev", "-c", HEAD + textwrap.dedent(code), *arguments],
+        env={**os.environ, "ESTOPPEL_URL": server.url, "ESTOPPEL_TOKEN": token, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == "", done.stderr
+    return done.stdout
+
+
+def test_the_end_of_the_interpreter_sends_what_is_left(
+    server: Server, agent_token: str, name: str
+) -> None:
+    """Without `close`, and without a word on standard error."""
+    run(
+        server,
+        agent_token,
+        """
+        guard = estoppel.Guard()
+        assert guard.wait_ready(30)
+        with guard.session(sys.argv[1]).step("last"):
+            pass
+        """,
+        name,
+    )
+    server.rows(f"SELECT tool FROM audit_log WHERE session_id = '{name}' AND tool = 'last'")
+
+
+def test_what_no_server_takes_is_on_disk_for_the_next_start(
+    server: Server, agent_token: str, name: str, tmp_path: object
+) -> None:
+    code = """
+        guard = estoppel.Guard(on_lost="allow")
+        with guard.session(sys.argv[1]).step("away"):
+            pass
+    """
+    state = {"ESTOPPEL_STATE_DIR": str(tmp_path)}
+    run(server, agent_token, code, name, ESTOPPEL_URL="http://127.0.0.1:9", **state)
+    run(
+        server,
+        agent_token,
+        "guard = estoppel.Guard(); assert guard.wait_ready(30); until(lambda: not guard.status().events_spooled)",
+        **state,
+    )
+    server.rows(f"SELECT tool FROM audit_log WHERE session_id = '{name}' AND tool = 'away'")
+
+
+def test_a_halted_process_ends_with_a_traceback_and_no_noise(server: Server, agent_token: str, name: str) -> None:
+    server.halt(f"session:{name}")
+    printed = run(
+        server,
+        agent_token,
+        """
+        guard = estoppel.Guard()
+        assert guard.wait_ready(30)
+        try:
+            with guard.session(sys.argv[1]).step("x"):
+                pass
+        except estoppel.Halted as halted:
+            print(halted)
+        """,
+        name,
+    )
+    assert printed == "Your agent session has been suspended.\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_the_child_of_a_fork_has_a_guard_of_its_own(server: Server, agent_token: str, name: str) -> None:
+    """Forked in the midst of a step and under load; it refuses, connects, obeys, records, and ends."""
+    printed = run(
+        server,
+        agent_token,
+        """
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of a fork with threads
+        guard = estoppel.Guard(agent="parent")
+        assert guard.wait_ready(30)
+        session = guard.session(sys.argv[1])
+        stop = threading.Event()
+        def load():
+            while not stop.wait(0.001):
+                with session.step("load"):
+                    pass
+        threads = [threading.Thread(target=load) for _ in range(2)]
+        for thread in threads: thread.start()
+        for _ in range(20):
+            with session.step("around"):
+                child = os.fork()
+                if child == 0:
+                    code = 1
+                    try:
+                        with session.step("too_early"):
+                            code = 2
+                    except estoppel.Halted as halted:
+                        assert halted.reason == "not_yet_connected", halted.reason
+                        code = 0
+                    os._exit(code)
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        stop.set()
+        for thread in threads: thread.join()
+        with session.step("outer"):
+            child = os.fork()
+        if child == 0:
+            assert guard.wait_ready(30)
+            with session.step("in_the_child"):
+                pass
+            print("child", flush=True)
+            sys.exit(0)  # with `atexit`: the last events are sent
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with session.step("in_the_parent"):
+            pass
+        print("parent")
+        """,
+        name,
+    )
+    assert printed == "child\nparent\n"
+    where = f"FROM audit_log WHERE session_id = '{name}' AND tool IN ('in_the_child', 'in_the_parent', 'outer')"
+    rows = server.rows(f"SELECT tool, count(*) {where} GROUP BY tool ORDER BY tool", 3)
+    assert rows == [["in_the_child", 1], ["in_the_parent", 1], ["outer", 1]]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(server: Server, agent_token: str, name: str, method: str, tmp_path: object) -> None:
+    program = os.path.join(str(tmp_path), "program.py")
+    with open(program, "w") as file:
+        file.write(
+            HEAD
+            + textwrap.dedent("""
+            import multiprocessing, warnings
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of a fork with threads
+            guard = estoppel.Guard(agent="worker")
+            def work(number):
+                assert guard.wait_ready(30)
+                with guard.session(sys.argv[1]).step("work", {"number": number}):
+                    return number * 2
+            if __name__ == "__main__":
+                assert guard.wait_ready(30)
+                context = multiprocessing.get_context(sys.argv[2])
+                with context.Pool(2) as pool:
+                    print(sum(pool.map(work, range(4))))
+                    pool.close()
+                    pool.join()
+            """)
+        )
+    done = subprocess.run(
+        [sys.executable, program, name, method],
+        env={**os.environ, "ESTOPPEL_URL": server.url, "ESTOPPEL_TOKEN": agent_token},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "12\n", "")
+    rows = server.rows(f"SELECT params FROM audit_log WHERE session_id = '{name}'", 4)
+    assert sorted(json.loads(row[0])["number"] for row in rows) == [0, 1, 2, 3]
+
+
+def test_a_greenlet_is_thrown_into_and_others_go_on(server: Server, agent_token: str, name: str) -> None:
+    pytest.importorskip("gevent")
+    done = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from gevent import monkey; monkey.patch_all()\nimport gevent\n"
+            + HEAD
+            + textwrap.dedent("""
+            guard = estoppel.Guard()
+            assert guard.wait_ready(30)
+            ended = []
+            def work(session):
+                try:
+                    with guard.session(session).step("work"):
+                        gevent.sleep(30 if session == sys.argv[1] else 1)
+                    ended.append("went on")
+                except estoppel.Halted as halted:
+                    ended.append(halted.order.scope[0])
+            halted, other = gevent.spawn(work, sys.argv[1]), gevent.spawn(work, "other")
+            gevent.sleep(0)
+            print("begun", flush=True)
+            gevent.joinall([halted, other])
+            print(*ended)
+            guard.close()
+            """),
+            name,
+        ],
+        env={**os.environ, "ESTOPPEL_URL": server.url, "ESTOPPEL_TOKEN": agent_token},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert done.stdout is not None
+    assert done.stdout.readline() == "begun\n"
+    halt = server.halt(f"session:{name}")
+    assert done.communicate(timeout=PATIENCE_S)[0] == f"session:{name} went on\n"
+    assert done.returncode == 0
+    assert server.settlement(halt)["steps_cancelled"] == 1
+
+
+def test_a_cell_of_a_notebook_runs_in_a_loop(server: Server, agent_token: str, name: str) -> None:
+    """What is called without `await` inside of a running loop neither nests a loop nor blocks it for good."""
+    printed = run(
+        server,
+        agent_token,
+        """
+        import asyncio
+        async def cell():
+            guard = estoppel.Guard()
+            assert guard.wait_ready(30)
+            assert await guard.ready(30)
+            with guard.session(sys.argv[1]) as session:
+                with guard.step("cell") as step:
+                    step.result(1)
+                async with session.step("awaited"):
+                    await asyncio.sleep(0)
+            print("done")
+        asyncio.run(cell())
+        """,
+        name,
+    )
+    assert printed == "done\n"
+    rows = server.rows(f"SELECT tool FROM audit_log WHERE session_id = '{name}' ORDER BY timestamp", 2)
+    assert rows == [["cell"], ["awaited"]]
+
+
+def test_a_guard_of_a_killed_server_ends_in_time(agent_token: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    own = Server(tmp_path_factory.mktemp("killed"))
+    token = own.token("a", "agent")
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            HEAD + "guard = estoppel.Guard(); assert guard.wait_ready(30); print('ready', flush=True)\n"
+            "sys.stdin.readline()\nwith guard.step('x'): pass\n",
+        ],
+        env={**os.environ, "ESTOPPEL_URL": own.url, "ESTOPPEL_TOKEN": token},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    own.stop()
+    child.communicate("\n", timeout=30)
+    assert child.returncode == 0
+    assert until("the end", lambda: True)
