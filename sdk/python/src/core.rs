@@ -128,7 +128,8 @@ impl Drop for Core {
     fn drop(&mut self) {
         // Never closed: only an interpreter that ends without its `atexit` comes here.
         if let Some(runtime) = self.take_runtime() {
-            self.interrupter.end();
+            // Python's lock may be held here, for which the interrupter may be waiting.
+            self.interrupter.end_soon();
             runtime.shutdown_background();
         }
     }

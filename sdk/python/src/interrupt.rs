@@ -24,7 +24,7 @@ use std::{
             Ordering::{Acquire, Relaxed, Release},
         },
     },
-    thread::{self, JoinHandle, ThreadId},
+    thread::{self, JoinHandle},
 };
 
 use estoppel_guard::{Denied, OnStop, OpenStep};
@@ -213,21 +213,23 @@ impl Interrupter {
         }
     }
 
-    /// Ends the thread, and waits for that. Python's lock must not be held: the thread may be about
-    /// to take it.
-    pub(crate) fn end(&self) {
+    /// Ends the thread, without waiting for that.
+    pub(crate) fn end_soon(&self) {
         lock(&self.queue).ended = true;
         self.arrived.notify_one();
         self.settled.notify_all();
+    }
+
+    /// Ends the thread, and waits for that. Python's lock must not be held: the thread may be about
+    /// to take it.
+    pub(crate) fn end(&self) {
+        self.end_soon();
         let thread = lock(&self.thread).take();
-        if let Some(thread) = thread.filter(|thread| thread.thread().id() != current()) {
+        if let Some(thread) = thread {
+            // A panic of its own is on standard error already.
             let _ = thread.join();
         }
     }
-}
-
-fn current() -> ThreadId {
-    thread::current().id()
 }
 
 /// An exception that is set for a thread of Python's.
@@ -284,7 +286,7 @@ pub(crate) fn this_thread() -> u64 {
     #[expect(unsafe_code, reason = "PyO3 does not wrap it")]
     // SAFETY: it has no preconditions.
     let ident = unsafe { pyo3::ffi::PyThread_get_thread_ident() };
-    u64::from(ident)
+    ident
 }
 
 /// Sets or takes back a thread's exception; whether there is such a thread.

@@ -37,6 +37,12 @@ mod native {
         Ok(interrupt::raised_here(py).as_ref().map(halted::arguments))
     }
 
+    /// Whether the module was built for release: what is measured with another is no figure.
+    #[pyfunction]
+    const fn is_release() -> bool {
+        !cfg!(debug_assertions)
+    }
+
     /// The package's version.
     #[pyfunction]
     const fn version() -> &'static str {

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -119,17 +119,28 @@ def test_work_that_fails_of_a_stop_is_stopped(guard: estoppel.Guard, server: Ser
     assert isinstance(thread.halted().__context__, ValueError)
 
 
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("restless")
 def test_the_exception_is_never_raised_outside() -> None:
-    """The race between leaving a step and its interruption: many steps, each halted as it ends."""
+    """The race between leaving a step and its interruption: many steps, each halted about its end."""
     ends = {"inside": 0, "outside": 0}
-    for round in range(400):
-        with halting_guard() as own:
-            session = own.session("a")
+    with halting_guard() as own:
+        for turn in range(400):
+            name = f"s-{turn}"
+            session = own.session(name)
             go = threading.Barrier(2)
 
-            def halt(own: HaltingGuard = own, go: threading.Barrier = go) -> None:
+            def halt(scope: str = f"session:{name}", go: threading.Barrier = go) -> None:
                 go.wait()
-                own.halt()
+                own.halt(scope)
 
             halting = threading.Thread(target=halt)
             halting.start()
@@ -137,7 +148,7 @@ def test_the_exception_is_never_raised_outside() -> None:
             try:
                 with session.step("work"):
                     go.wait()
-                    over = time.perf_counter() + (round % 40) * 50e-6
+                    over = time.perf_counter() + (turn % 40) * 100e-6
                     while time.perf_counter() < over:
                         pass
                 left = True
@@ -188,10 +199,10 @@ def test_a_task_goes_on_after_a_stop_that_it_handles(
     """The cancellation is taken back: what the task awaits next is not cancelled."""
 
     async def agent() -> str:
+        task = asyncio.current_task()
+        assert task is not None
         try:
             async with guard.session(name).step("work"):
-                task = asyncio.current_task()
-                assert task is not None
                 await asyncio.get_running_loop().run_in_executor(None, server.halt, f"session:{name}")
                 await asyncio.sleep(PATIENCE_S)
         except estoppel.Halted:
@@ -398,6 +409,7 @@ def test_an_interpreter_whose_lock_is_held_confirms_and_is_refused(
     assert asking.stdin is not None and asking.stdout is not None
     assert asking.stdout.readline() == "ready\n"
     session = guard.session(name)
+    held = 0.0
     with pytest.raises(estoppel.Halted), session.step("work"):
         asking.stdin.write("\n")
         asking.stdin.flush()

@@ -28,6 +28,16 @@ impl OnStop for Told {
     }
 }
 
+/// Waits until this many orders are in force at each of the guards.
+async fn in_force(guards: &[&Guard], orders: usize) {
+    timely(async {
+        while guards.iter().any(|guard| guard.status().orders_in_force < orders) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 fn told() -> Arc<Told> {
     Arc::default()
 }
@@ -152,8 +162,8 @@ async fn strict_tenant_validation_refuses_what_differs_or_is_missing() {
     }
 
     let strict = Limit { tenant_validation_strict: true, ..Limit::default() };
-    let limit = server.order("tenant:globex", OrderBody::Limit { limit: strict.clone() });
-    server.until(limit, |progress| progress.settled == 2).await;
+    server.order("tenant:globex", OrderBody::Limit { limit: strict.clone() });
+    in_force(&[&guard, &observing], 1).await;
     let refused = Err(DeniedReason::TenantValidation);
     assert_eq!(access(&guard, Some("acme"), Some("globex")), refused, "globex's data");
     assert_eq!(access(&guard, Some("globex"), Some("acme")), refused, "for globex");
@@ -163,19 +173,15 @@ async fn strict_tenant_validation_refuses_what_differs_or_is_missing() {
     assert_eq!(access(&observing, Some("globex"), None), Ok(()));
     server.event("would_stop").await;
 
-    let limit = server.order("global", OrderBody::Limit { limit: strict });
-    server.until(limit, |progress| progress.settled == 2).await;
+    server.order("global", OrderBody::Limit { limit: strict });
+    in_force(&[&guard], 2).await;
     assert_eq!(access(&guard, Some("acme"), Some("initech")), refused);
     assert_eq!(access(&guard, None, Some("initech")), refused);
     assert_eq!(access(&guard, None, None), refused);
     assert_eq!(access(&guard, Some("acme"), Some("acme")), Ok(()));
     server.halt("session:abc123");
-    timely(async {
-        while access(&guard, Some("acme"), Some("acme")) != Err(DeniedReason::Halted) {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    in_force(&[&guard], 3).await;
+    assert_eq!(access(&guard, Some("acme"), Some("acme")), Err(DeniedReason::Halted));
 }
 
 /// K7: a process halts itself without a server, in flight and from then on.

@@ -16,12 +16,25 @@ from estoppel._session import Session, current
 from estoppel._step import Step
 
 # What runs in a process that was forked is another guard; see the module `core` of the native half.
-def _after_fork_in_child() -> None:
-    _native.after_fork_in_child()
+def _close_at_the_end_of_a_worker() -> None:
+    """Children of ``multiprocessing`` may end without ``atexit``, but with its own finalizers.
+
+    They forget at their start what was registered before, and ask who wants to register anew.
+    """
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
-        # Its children end without `atexit`, and forget at their start what their parent had registered.
-        util.register_after_fork(Guard, lambda _: util.Finalize(None, _close_all, exitpriority=0))
+        util.register_after_fork(_close_all, _finalize)
+        _finalize()
+
+
+def _finalize(*_: object) -> None:
+    util = sys.modules["multiprocessing.util"]
+    util.Finalize(None, _close_all, exitpriority=0)
+
+
+def _after_fork_in_child() -> None:
+    _native.after_fork_in_child()
+    _close_at_the_end_of_a_worker()
 
 
 if hasattr(os, "register_at_fork"):
@@ -117,6 +130,7 @@ class Guard:
         )
         self._base = Session(self._native)
         _open.add(self._native)
+        _close_at_the_end_of_a_worker()
 
     def session(
         self,
