@@ -49,9 +49,9 @@ pub struct Config {
     /// How long an answer may take, in milliseconds; afterwards it counts as lost.
     #[serde(default = "deadline_ms")]
     pub deadline_ms: u64,
-    /// After how many minutes without a request the resident process ends.
-    #[serde(default = "idle_minutes")]
-    pub idle_minutes: u64,
+    /// After how many seconds without a request the resident process ends.
+    #[serde(default = "idle_seconds")]
+    pub idle_seconds: u64,
     /// The binary that serves as the resident process.
     pub binary: PathBuf,
 }
@@ -62,8 +62,8 @@ pub const fn deadline_ms() -> u64 {
 }
 
 /// The idle time by default.
-pub const fn idle_minutes() -> u64 {
-    60
+pub const fn idle_seconds() -> u64 {
+    3_600
 }
 
 /// Why a configuration cannot be used.

@@ -328,6 +328,31 @@ fn many_hooks_at_once_start_one_resident_process() {
     assert_eq!(alive.count(), 1, "{status}");
 }
 
+/// The resident process ends when nobody has asked for a while, and not while a tool is under way; the
+/// next hook starts another.
+#[test]
+fn an_idle_resident_process_ends_and_comes_back() {
+    let server = Server::start();
+    let desktop = Desktop::installed(&server, &[]);
+    let file = desktop.state().join("hook.json");
+    let config = std::fs::read_to_string(&file).unwrap();
+    let idle = config.replace("\"idle_seconds\": 3600", "\"idle_seconds\": 1");
+    assert_ne!(config, idle);
+    std::fs::write(&file, idle).unwrap();
+    signal(desktop.resident(), "KILL");
+    goes(&desktop.tool("s", "Bash"));
+    let pid = desktop.resident();
+    // Three idle times go by: what is under way is not given up for them.
+    let began = Instant::now();
+    wait_for("three seconds", || (began.elapsed() > Duration::from_secs(3)).then_some(()));
+    assert_eq!(desktop.resident(), pid);
+    goes(&desktop.event("Stop", "s", json!({})));
+    let socket = wire::socket(&desktop.state());
+    wait_for("the idle end", || (!socket.exists()).then_some(()));
+    goes(&desktop.tool("s", "Bash"));
+    assert_ne!(desktop.resident(), pid);
+}
+
 /// A hook is refused within its own deadline, whatever it talks to; and in the form in which the
 /// event at hand takes it.
 #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use estoppel_hook::{
     client::{self, Until},
-    config::{Config, OnLost, deadline_ms, idle_minutes},
+    config::{Config, OnLost, deadline_ms, idle_seconds},
     input,
     wire::{Answer, Request},
 };
@@ -40,7 +40,7 @@ pub(super) async fn run() -> Result<Value> {
         user: "bench".to_owned(),
         on_lost: OnLost::Refuse,
         deadline_ms: deadline_ms(),
-        idle_minutes: idle_minutes(),
+        idle_seconds: idle_seconds(),
         binary: std::env::current_exe()?,
     };
     std::fs::write(Config::file(&state), serde_json::to_vec(&config)?)?;

@@ -174,7 +174,7 @@ fn configure(args: &InstallArgs, connect: &Connect, state: &Path) -> Result<Conf
             OnLostArg::Allow => OnLost::Allow,
         },
         deadline_ms: args.deadline_ms,
-        idle_minutes: args.idle_minutes,
+        idle_seconds: args.idle_minutes * 60,
         binary: std::env::current_exe()?,
     };
     super::super::enforcer::servers(connect)?;
@@ -291,7 +291,8 @@ impl SettingsFile {
             fs::create_dir_all(folder)?;
         }
         let Some(before) = &self.before else {
-            write_whole(&self.path, after.as_bytes(), 0o600)?;
+            // They hold no secret, and those of a project or an administrator are read by others.
+            write_whole(&self.path, after.as_bytes(), 0o644)?;
             return Ok(None);
         };
         let mode = fs::metadata(&self.path)?.permissions().mode() & 0o777;

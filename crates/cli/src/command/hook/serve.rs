@@ -86,7 +86,7 @@ async fn resident(state: &Path, config: &Config) -> Result {
     let desk = Arc::new(Desk::new(guard, base, waits, tasks.clone()));
     let listener = listen(state)?;
     let mut signals = enforcer::EndSignals::new()?;
-    let idle_max = Duration::from_secs(config.idle_minutes.saturating_mul(60));
+    let idle_max = Duration::from_secs(config.idle_seconds);
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
     let mut asked = Instant::now();
     loop {
