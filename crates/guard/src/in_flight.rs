@@ -66,8 +66,6 @@ pub(crate) struct Notes {
     /// Why it failed, if it did.
     pub(crate) error: Option<String>,
     pub(crate) usage: Usage,
-    /// What the work failed with, in a word.
-    pub(crate) error: Option<String>,
 }
 
 impl Running {

@@ -136,7 +136,7 @@ impl StepHandle {
 
     /// Records that the work failed, and how; at most its first 1,000 characters. A step whose error is
     /// recorded counts as an error in a row of those.
-    pub fn record_error(&self, error: &impl std::fmt::Display) {
+    pub fn record_error(&self, error: &(impl std::fmt::Display + ?Sized)) {
         let error = error.to_string().chars().take(ERROR_CHARS_MAX).collect();
         self.running.notes().error = Some(error);
     }

@@ -38,7 +38,7 @@ impl Running {
     }
 
     /// The API's address for children of this server: plain HTTP on this machine, where
-    /// [`ServerConfig::plain_for_children`] asked for it.
+    /// [`crate::ServerConfig::plain_for_children`] asked for it.
     pub fn local_url(&self) -> &str {
         &self.local_url
     }

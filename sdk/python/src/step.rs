@@ -215,7 +215,7 @@ impl Step {
         let Some(step) = stopper.leave() else { return Ok(false) };
         if !step.is_stopped() {
             if !error.is_none() {
-                step.handle().record_error(json::type_name(error));
+                step.handle().record_error(&json::type_name(error));
             }
             // An order may have come this very moment.
             let finished = step.finish().map(|()| false);

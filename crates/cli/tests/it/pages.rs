@@ -176,7 +176,7 @@ fn real_the_page_on_limits_works() {
 }
 
 /// Pages whose `console` blocks are run above.
-const RUN: [&str; 8] = [
+const RUN: [&str; 9] = [
     "README.md",
     "docs/coding-agents.md",
     "docs/drills.md",
