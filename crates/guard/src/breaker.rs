@@ -3,8 +3,8 @@
 //! A task is what the subject names as one; without a task, its session; steps with neither count
 //! together. The accounts stand behind one lock that is held for some arithmetic and never while
 //! anything is waited for. A task that is over a bound is *tripped*: it stays refused, whether or not
-//! a server answers, until a halt that reached it afterwards is released, which is a person's word that
-//! it may begin anew.
+//! a server answers, until no halt of it stands any more of those that did when it tripped or came
+//! since, and there was one: their release is a person's word that it may begin anew.
 //!
 //! Memory is bounded: of very many tasks, those that were idle longest are forgotten, with their counts;
 //! a tripped one never is. Where none can be forgotten, new ones count together with those that have
@@ -32,7 +32,7 @@ pub(crate) use fingerprint::{Call, Fingerprints};
 
 /// Most tasks and most sessions that have an account.
 const ACCOUNTS_MAX: usize = 10_000;
-/// Most halts that are remembered of one tripped task; one of a later release ends the trip, too.
+/// Most halts that are remembered of one task; the release of those ends its trip.
 const HALTS_MAX: usize = 64;
 
 /// Whose account it is.
@@ -99,7 +99,7 @@ struct Inner {
 struct Slot {
     account: Account,
     trip: Option<Arc<Trip>>,
-    /// The halts that have reached it since it tripped.
+    /// The halts of it that stand.
     halts: BTreeSet<OrderId>,
 }
 
@@ -189,11 +189,8 @@ impl Breakers {
         inner.slot(&Holder::of(subject))?.trip.clone()
     }
 
-    /// A halt came into force: its release lets those begin anew that were tripped before it.
+    /// A halt came into force: its release may let those begin anew that are tripped.
     pub(crate) fn halted(&self, order: &Order) {
-        if self.tripped.load(Relaxed) == 0 {
-            return;
-        }
         let mut inner = self.lock();
         let Inner { tasks, sessions, others, .. } = &mut *inner;
         for scope in order.scope.iter() {
@@ -209,20 +206,15 @@ impl Breakers {
         }
     }
 
-    /// Orders were released: whoever was tripped and is halted by none of those that reached it since
-    /// begins anew.
+    /// Orders were released: whoever is tripped and was halted by them alone begins anew.
     pub(crate) fn released(&self, orders: &[OrderId]) {
-        if self.tripped.load(Relaxed) == 0 {
-            return;
-        }
         let mut inner = self.lock();
         let Inner { tasks, sessions, others, .. } = &mut *inner;
         for slot in tasks.values_mut().chain(sessions.values_mut()).chain([others]) {
             let before = slot.halts.len();
             slot.halts.retain(|halt| !orders.contains(halt));
-            if slot.halts.len() < before && slot.halts.is_empty() {
+            if slot.halts.len() < before && slot.halts.is_empty() && slot.trip.take().is_some() {
                 slot.account.reset();
-                slot.trip = None;
                 self.tripped.fetch_sub(1, Relaxed);
             }
         }
@@ -271,7 +263,7 @@ impl Breakers {
 
 impl Slot {
     fn halted(&mut self, order: OrderId) {
-        if self.trip.is_some() && self.halts.len() < HALTS_MAX {
+        if self.halts.len() < HALTS_MAX {
             self.halts.insert(order);
         }
     }

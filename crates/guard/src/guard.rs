@@ -98,7 +98,8 @@ impl Guard {
 
     /// Starts to describe a guard, with what the environment says: `ESTOPPEL_URL` (several servers
     /// of one deployment separated by commas), `ESTOPPEL_TOKEN`, and optionally
-    /// `ESTOPPEL_STATE_DIR` and `ESTOPPEL_MODE` (`enforce` or `observe`).
+    /// `ESTOPPEL_STATE_DIR`, `ESTOPPEL_MODE` (`enforce` or `observe`) and `ESTOPPEL_LIMITS` (JSON of a
+    /// [`Limit`]).
     ///
     /// # Errors
     /// When a variable is missing or wrong.

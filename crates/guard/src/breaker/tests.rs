@@ -85,6 +85,12 @@ fn a_trip_ends_by_the_release_of_a_halt_and_by_nothing_else() {
     breakers.released(&[two.id]);
     assert!(breakers.tripped(&subject).is_none());
     assert!(take(&breakers, &subject, &steps(1)).is_ok(), "it counts anew");
+    // Another process's trip had it halted, and here it trips only then: one release ends both.
+    let before = halt("task:a");
+    breakers.halted(&before);
+    take(&breakers, &subject, &steps(1)).unwrap_err();
+    breakers.released(&[before.id]);
+    assert!(breakers.tripped(&subject).is_none());
 }
 
 /// R5: a bound that becomes stricter holds from the next look on, and looser ones loosen.
