@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import json
 import os
@@ -214,6 +213,8 @@ class Guard:
 
     async def ready(self, timeout: float = 10.0) -> bool:
         """As :meth:`wait_ready`, for asyncio."""
+        import asyncio  # imported by whoever calls this; others do not pay for it
+
         return await asyncio.get_running_loop().run_in_executor(
             None, self._native.wait_ready, timeout
         )

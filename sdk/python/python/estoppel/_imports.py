@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType, TracebackType
@@ -29,6 +28,8 @@ class GuardedImports(MetaPathFinder):
         """Raises ``Halted`` for a plugin that must not be loaded; finds nothing itself."""
         distribution = self._plugins.get(fullname)
         if distribution is not None:
+            from importlib import metadata  # costs more than the rest of this package
+
             try:
                 version = metadata.version(distribution)
             except metadata.PackageNotFoundError:
