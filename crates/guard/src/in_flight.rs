@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use estoppel_link::{WorkInFlight, frame::Settlement};
+use estoppel_link::{WorkInFlight, frame::Settlement, reaches};
 use estoppel_model::{Boottime, Clock, Limit, Order, OrderBody, OrderId, Subject, Timestamp};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
@@ -152,7 +152,7 @@ impl Running {
                 .is_some_and(|to| destination.covers(&to.host.to_string(), to.port)),
             OrderBody::Release { .. } | OrderBody::Watch { .. } | OrderBody::Limit { .. } => false,
         };
-        by_kind && order.scope.reaches(&self.subject)
+        by_kind && reaches(order, &self.subject)
     }
 
     /// The step in words, for a settlement. Names are ids and hold nothing that deceives.

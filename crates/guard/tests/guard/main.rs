@@ -8,6 +8,7 @@
     reason = "helpers of tests fail as tests do"
 )]
 
+mod conformance;
 mod limits;
 mod open_step;
 mod server;

@@ -24,7 +24,7 @@ use estoppel_killswitch::{
     server::{ConnectionId, Effect, HaltProgress, Identity, Input, Switch, SwitchConfig},
 };
 use estoppel_model::{
-    Actor, Clock as _, Order, OrderBody, OrderId, SignedOrder, SystemClock, Timestamp,
+    Actor, Clock as _, EntityId, Order, OrderBody, OrderId, SignedOrder, SystemClock, Timestamp,
 };
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::Value;
@@ -71,6 +71,9 @@ struct Shared {
     changed: watch::Sender<u64>,
     events: watch::Sender<Vec<Value>>,
     stop: CancellationToken,
+    config: SwitchConfig,
+    /// The tenant to which the guard's token is bound.
+    tenant: Option<EntityId>,
 }
 
 struct Inner {
@@ -105,6 +108,10 @@ impl Server {
     }
 
     pub(crate) async fn start_with(config: SwitchConfig) -> Self {
+        Self::start_for(config, None).await
+    }
+
+    pub(crate) async fn start_for(config: SwitchConfig, tenant: Option<EntityId>) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (switch, wrong) = Switch::new(config, Box::new(keys()), []);
@@ -116,6 +123,8 @@ impl Server {
             changed: watch::Sender::new(0),
             events: watch::Sender::default(),
             stop: stop.clone(),
+            config,
+            tenant,
         });
         let router = Router::new()
             .route("/v1/stream", get(stream))
@@ -143,12 +152,56 @@ impl Server {
             tenant: None,
             body,
         };
-        let signed = keys().sign(serde_json::to_string(&order).unwrap());
+        self.give(serde_json::to_string(&order).unwrap());
+        order.id
+    }
+
+    /// Gives an order of this text.
+    pub(crate) fn give(&self, order: String) {
+        let signed = keys().sign(order);
         let mut inner = self.shared.lock();
         // A release is in the ledger first; there is none here.
         let (_, effects) = inner.switch.submit_recorded(signed, now()).unwrap();
         self.shared.carry_out(&mut inner, effects);
-        order.id
+    }
+
+    /// Cuts all connections.
+    pub(crate) fn cut(&self) {
+        self.shared.lock().senders.clear();
+    }
+
+    /// Cuts all connections and forgets every order and enforcer.
+    pub(crate) fn forget(&self) {
+        let mut inner = self.shared.lock();
+        (inner.switch, _) = Switch::new(self.shared.config, Box::new(keys()), []);
+        inner.senders.clear();
+    }
+
+    /// Answers no ping from now on.
+    pub(crate) fn fall_silent(&self) {
+        self.shared.lock().switch.hold_leases();
+    }
+
+    /// Answers pings again, those that wait first.
+    pub(crate) fn answer(&self) {
+        let mut inner = self.shared.lock();
+        let effects = inner.switch.grant_leases(now());
+        self.shared.carry_out(&mut inner, effects);
+    }
+
+    /// Waits until an enforcer has a connection and a lease.
+    pub(crate) async fn until_enforced(&self) {
+        let mut changed = self.shared.changed.subscribe();
+        timely(async {
+            let enforced = |switch: &Switch| {
+                let boot = now().boot;
+                switch.enforcers().any(|one| one.connection.is_some() && one.is_alive(boot))
+            };
+            while !enforced(&self.shared.lock().switch) {
+                changed.changed().await.unwrap();
+            }
+        })
+        .await;
     }
 
     pub(crate) fn halt(&self, scope: &str) -> OrderId {
@@ -237,7 +290,8 @@ async fn serve(shared: Arc<Shared>, socket: WebSocket) {
         inner.senders.insert(connection, sender);
         connection
     };
-    let identity = Identity { actor: Actor::new("agent").unwrap(), tenant: None, scopes: None };
+    let tenant = shared.tenant.clone();
+    let identity = Identity { actor: Actor::new("agent").unwrap(), tenant, scopes: None };
     shared.step(Input::Connected { connection, identity: Box::new(identity) });
     loop {
         tokio::select! {
