@@ -365,7 +365,6 @@ fn not_enforced(body: &OrderBody) -> Option<String> {
     let others = Limit {
         requests_per_minute: limit.requests_per_minute,
         read_only: limit.read_only,
-        tenant_validation_strict: limit.tenant_validation_strict,
         ..Limit::default()
     };
     (!others.is_none()).then(|| format!("a guard does not enforce of this limit: {others}"))

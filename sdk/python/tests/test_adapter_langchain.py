@@ -1,0 +1,225 @@
+"""Rows K3, K7: agents of LangChain and LangGraph under a guard, against the fake model.
+
+The halt arrives between steps, in a tool, in the model's stream, in a sub-agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from fake_model import FakeModel, running
+from langchain.agents import create_agent
+from langchain_core.tools import StructuredTool
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+
+import estoppel
+from estoppel.adapters.langchain import EstoppelMiddleware
+from estoppel.adapters.model_clients import async_http_client, http_client
+from estoppel.testing import HaltingGuard, halting_guard
+
+ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "look it up"}]}
+PATIENCE_S = 30.0
+
+
+def calls(*names: str) -> dict[str, Any]:
+    return {"tool_calls": [{"name": name, "arguments": {"what": "x"}} for name in names]}
+
+
+DONE = {"text": "one two three four"}
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[FakeModel]:
+    with running() as own:
+        yield own
+
+
+@pytest.fixture
+def rehearsal() -> Iterator[HaltingGuard]:
+    with halting_guard() as own:
+        yield own
+
+
+def model(fake: FakeModel, guard: HaltingGuard, **options: Any) -> ChatOpenAI:
+    # LangChain closes no client: connections that are not kept need none of that.
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    transports = httpx2.HTTPTransport(limits=limits), httpx2.AsyncHTTPTransport(limits=limits)
+    return ChatOpenAI(
+        model="m",
+        base_url=f"{fake.url}/v1",
+        api_key=SecretStr("none"),
+        http_client=http_client(guard, transport=transports[0]),
+        http_async_client=async_http_client(guard, transport=transports[1]),
+        **options,
+    )
+
+
+def tool(name: str, work: Callable[[str], Any]) -> StructuredTool:
+    return StructuredTool.from_function(work, name=name, description="looks things up")
+
+
+def agent(fake: FakeModel, guard: HaltingGuard, *tools: StructuredTool, **options: Any) -> Any:
+    middleware = [EstoppelMiddleware(guard)]
+    return create_agent(model(fake, guard, **options), list(tools), middleware=middleware)
+
+
+def spin(what: str) -> str:
+    while True:
+        pass
+
+
+def test_an_agent_that_nobody_halts_goes_its_way(fake: FakeModel, rehearsal: HaltingGuard) -> None:
+    fake.script(calls("fetch"), DONE, calls("fetch"), DONE)
+    own = agent(fake, rehearsal, tool("fetch", lambda what: f"found {what}"))
+    for said in (own.invoke(ASKED), asyncio.run(own.ainvoke(ASKED))):
+        assert [message.text for message in said["messages"][-2:]] == ["found x", DONE["text"]]
+    assert rehearsal.steps == 10, "two requests in two model calls, and a tool call: twice"
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_between_steps(fake: FakeModel, rehearsal: HaltingGuard, how: str) -> None:
+    """The tool halts its own session and returns: its output does not go back to the model."""
+    fake.script(calls("fetch"), DONE)
+    effects: list[str] = []
+
+    def halts(what: str) -> str:
+        effects.append("before")
+        rehearsal.halt()
+        return "output"
+
+    own = agent(fake, rehearsal, tool("fetch", halts))
+    with pytest.raises(estoppel.Halted):
+        invoke(own, how)
+    assert effects == ["before"]
+    assert len(fake.requests()) == 1, "the model was not asked again"
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_before_the_model_and_the_tools(
+    fake: FakeModel, rehearsal: HaltingGuard, how: str
+) -> None:
+    """A halted tool is not called; a halted agent does not ask its model."""
+    effects: list[str] = []
+    fake.script(calls("fetch"), DONE)
+    own = agent(fake, rehearsal, tool("fetch", lambda what: effects.append(what)))
+    rehearsal.halt("tool:fetch")
+    with pytest.raises(estoppel.Halted) as halted:
+        invoke(own, how)
+    assert halted.value.order is not None and halted.value.order.scope == ("tool:fetch",)
+    assert (effects, len(fake.requests())) == ([], 1)
+    rehearsal.halt("global")
+    with pytest.raises(estoppel.Halted):
+        invoke(own, how)
+    assert len(fake.requests()) == 1
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_in_a_synchronous_tool(fake: FakeModel, rehearsal: HaltingGuard, how: str) -> None:
+    """Also of an asynchronous agent, whose cancelled task would leave the tool's thread to go on."""
+    fake.script(calls("work"), DONE)
+    begun, effects = threading.Event(), []
+
+    def work(what: str) -> str:
+        begun.set()
+        for _ in range(10**12):
+            pass
+        effects.append(what)
+        return "output"
+
+    own = agent(fake, rehearsal, tool("work", work))
+    with halting_when(begun, rehearsal), pytest.raises(estoppel.Halted):
+        invoke(own, how)
+    assert effects == []
+    assert len(fake.requests()) == 1
+
+
+def test_in_an_asynchronous_tool(fake: FakeModel, rehearsal: HaltingGuard) -> None:
+    fake.script(calls("work", "other"), DONE)
+    begun, ended = threading.Event(), []
+
+    async def work(what: str) -> str:
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(what)
+        return "output"
+
+    tools = [
+        StructuredTool.from_function(coroutine=work, name=name, description="works")
+        for name in ("work", "other")
+    ]
+    own = agent(fake, rehearsal, *tools)
+    with halting_when(begun, rehearsal), pytest.raises(estoppel.Halted):
+        invoke(own, "ainvoke")
+    assert ended == ["x", "x"]
+    assert len(fake.requests()) == 1
+
+
+def test_in_the_models_stream(fake: FakeModel, rehearsal: HaltingGuard) -> None:
+    fake.script({**DONE, "hold_after": 2}, DONE)
+    own = agent(fake, rehearsal, streaming=True)
+    held = threading.Event()
+
+    def wait() -> None:
+        fake.until(0, "held")
+        held.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    with halting_when(held, rehearsal), pytest.raises(estoppel.Halted):
+        invoke(own, "ainvoke")
+    waiting.join(PATIENCE_S)
+    assert fake.until(0, "client_left")["pieces"] == 2
+    assert len(fake.requests()) == 1
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_in_a_sub_agent(fake: FakeModel, rehearsal: HaltingGuard, how: str) -> None:
+    """The halt finds a tool of the inner agent; neither agent goes on."""
+    fake.script(calls("delegate"), calls("work"), DONE, DONE)
+    begun, effects = threading.Event(), []
+
+    def work(what: str) -> str:
+        begun.set()
+        return spin(what)
+
+    inner = agent(fake, rehearsal, tool("work", work))
+
+    def delegate(what: str) -> str:
+        said = inner.invoke(ASKED)["messages"][-1].text
+        effects.append(said)
+        return str(said)
+
+    own = agent(fake, rehearsal, tool("delegate", delegate))
+    with halting_when(begun, rehearsal), pytest.raises(estoppel.Halted):
+        invoke(own, how)
+    assert effects == []
+    assert len(fake.requests()) == 2
+
+
+def invoke(own: Any, how: str) -> Any:
+    return own.invoke(ASKED) if how == "invoke" else asyncio.run(own.ainvoke(ASKED))
+
+
+class halting_when:
+    """Halts, on a thread of its own, once the event has come."""
+
+    def __init__(self, event: threading.Event, guard: HaltingGuard) -> None:
+        self._thread = threading.Thread(target=self._halt, args=(event, guard))
+
+    def _halt(self, event: threading.Event, guard: HaltingGuard) -> None:
+        if event.wait(PATIENCE_S):
+            guard.halt()
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(PATIENCE_S)

@@ -1,0 +1,53 @@
+"""The examples of docs/adapters.md run, against the real server and the fake model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import Server
+from fake_model import running
+
+import estoppel
+
+PAGE = Path(__file__).parents[3] / "docs/adapters.md"
+
+
+def test_the_examples_of_the_page_run(
+    server: Server,
+    agent_token: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One after the other, as a reader would type them; and what they did is on record."""
+    examples = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(examples) == 2
+    monkeypatch.setenv("ESTOPPEL_URL", server.url)
+    monkeypatch.setenv("ESTOPPEL_TOKEN", agent_token)
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "none")
+    names: dict[str, object] = {}
+    with running() as fake:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{fake.url}/v1")
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", fake.url)
+        look_up = {"name": "look_up", "arguments": {"city": "Paris"}}
+        fake.script(
+            {"text": "Paris."},
+            {"text": "Rome."},
+            {"tool_calls": [look_up], "usage": {"input_tokens": 812, "output_tokens": 90}},
+            {"text": "Two million."},
+        )
+        for number, example in enumerate(examples):
+            exec(compile(example, f"{PAGE.name}, example {number + 1}", "exec"), names)
+        assert len(fake.requests()) == 4
+    said = capsys.readouterr().out
+    assert all(text in said for text in ("Paris.", "Rome.", "Two million.")), said
+    guard = names["guard"]
+    assert isinstance(guard, estoppel.Guard)
+    guard.close()
+    [[result]] = server.rows("SELECT result FROM audit_log WHERE tool = 'look_up'")
+    assert "2 million people" in str(result)
+    tokens = "SELECT input_tokens, output_tokens FROM audit_log WHERE action = 'model_call'"
+    rows = server.rows(f"{tokens} AND params LIKE '%/v1/%' AND task_id = 'ticket-77'", 2)
+    assert sorted(tuple(row) for row in rows) == [(10, 5), (812, 90)]
