@@ -2,7 +2,7 @@
 //!
 //! It puts the Rust guard (`estoppel-guard`) behind Python's objects. The network, the confirmations
 //! and the audit log run on a thread that never takes Python's lock; a check reads an index in memory.
-//! What stops what in Python is told in [`interrupt`]; what a fork leaves behind, in [`core`].
+//! What stops what in Python is told in `interrupt`; what a fork leaves behind, in `core`.
 //!
 //! It is an implementation detail: what users may rely on is the package around it.
 
