@@ -97,9 +97,13 @@ impl Pump {
             let retry_at = self.retry_at;
             let waits_to_retry = self.flight.is_none() && self.failures > 0;
             let spill_at = self.spill_at();
+            // Behind a request that a server will answer, events only gather: who sends them wakes
+            // nobody.
+            let heeds_arrivals = self.flight.is_none() || self.failures > 0;
             tokio::select! {
                 (post, posted) = answer(&mut self.flight) => self.arrive(post, posted).await,
-                () = shared.queue.arrived.notified() => {}
+                () = shared.queue.arrived.notified(), if heeds_arrivals => {}
+                () = shared.queue.half_full.notified() => {}
                 () = sleep_until(retry_at), if waits_to_retry => {}
                 () = sleep_until(spill_at.unwrap_or(retry_at)), if spill_at.is_some() => {
                     self.spill().await;
@@ -206,23 +210,28 @@ impl Pump {
     /// while a request is under way, never while all goes well.
     fn spill_at(&self) -> Option<Instant> {
         let fill = self.shared.queue.fill();
-        if self.spool.is_none() || fill.events == 0 {
-            return None;
-        }
+        self.spool.as_ref()?;
         let earliest = self.spill_not_before;
         match &self.flight {
-            _ if self.failures > 0 => Some(earliest),
-            Some(_) if fill.bytes > self.shared.buffer.memory_bytes_max as u64 / 2 => {
-                Some(earliest)
+            // Whatever has come by then: nobody says when it does.
+            Some(flight) if self.failures == 0 => {
+                let is_half_full = fill.bytes > self.shared.buffer.memory_bytes_max as u64 / 2;
+                let after = if is_half_full { Duration::ZERO } else { SPILL_AFTER };
+                Some(earliest.max(flight.since + after))
             }
-            Some(flight) => Some(earliest.max(flight.since + SPILL_AFTER)),
-            None => None,
+            _ if fill.events == 0 => None,
+            _ if self.failures > 0 => Some(earliest),
+            _ => None,
         }
     }
 
     /// Moves what is in memory to disk.
     async fn spill(&mut self) {
         let lines = self.shared.queue.take(BATCH_EVENTS_MAX, BATCH_BYTES_MAX);
+        if lines.is_empty() {
+            self.spill_not_before = Instant::now() + SPILL_AFTER;
+            return;
+        }
         self.keep(lines).await;
     }
 
