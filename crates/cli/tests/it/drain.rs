@@ -101,7 +101,7 @@ fn a_second_signal_ends_at_once() {
 #[test]
 fn who_asks_during_a_drain_is_told_so() {
     let mut server = Server::start_with("[serve]\nmetrics_listen = \"127.0.0.1:0\"");
-    wait_for("readiness", || (server.send("", "GET", "/readyz", b"").0 == 200).then_some(()));
+    server.ready();
     let stream = unfinished(&server);
     signal(server.pid(), "TERM");
     wait_for("the drain", || server.log().contains("ending").then_some(()));

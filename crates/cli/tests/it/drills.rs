@@ -175,9 +175,7 @@ fn real_who_only_observes_does_not_pass_a_drill() {
 fn a_drill_names_who_does_not_answer() {
     let server = Server::start();
     // A drill is a record, and there is none before the ledger is open.
-    wait_for("readiness", || {
-        (server.send(&server.admin, "GET", "/readyz", b"").0 == 200).then_some(())
-    });
+    server.ready();
     let nobody = server.cli(&["--json", "drill", "kill-switch"]);
     assert_eq!(nobody.status.code(), Some(9), "without enforcers nothing would be stopped");
     let gateway = gateway(&server, free_port());

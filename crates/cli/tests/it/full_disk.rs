@@ -142,7 +142,7 @@ fn real_a_full_disk_is_not_ready_and_stops_work() {
             Err(other) => panic!("{other:?}"),
         }
     };
-    wait_for("readiness", || (server.send("", "GET", "/readyz", b"").0 == 200).then_some(()));
+    server.ready();
     let event = br#"{"kind":"audit","tool":"a"}"#;
     let mut acknowledged = 0;
     for _ in 0..10 {
@@ -230,7 +230,7 @@ fn real_a_full_disk_is_not_ready_and_stops_work() {
     assert_eq!(events_kept(&server), acknowledged);
     assert_eq!(post(&server, "/kill-switch/release", &release).0, 200);
     wait_for("the guard's way", || goes(&halted).then_some(()));
-    wait_for("readiness", || (server.send("", "GET", "/readyz", b"").0 == 200).then_some(()));
+    server.ready();
 
     guards.end();
     let incidents = |server: &Server| server.admin("GET", "/v1/incidents", &Value::Null).1;

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::stage::{PATIENCE, Server, sha256_hex, wait_for};
+use crate::stage::{PATIENCE, Server, break_ledger, sha256_hex, wait_for};
 
 /// What came back.
 #[derive(Debug)]
@@ -556,16 +556,9 @@ fn what_a_halt_will_hit_is_shown_first() {
 fn the_page_halts_while_the_ledger_is_broken() {
     let server = Server::start();
     let cookie = Tab::signed_in(&server, &server.admin).cookie;
-    let database = server.data.join("ledger/ledger.db");
-    wait_for("the ledger", || database.exists().then_some(()));
+    server.ready();
     let data = server.data.clone();
-    let folder = server.crash_with(|| {
-        // SQLite would recover the file from its log.
-        for log in ["ledger/ledger.db-wal", "ledger/ledger.db-shm"] {
-            let _ = std::fs::remove_file(data.join(log));
-        }
-        std::fs::write(data.join("ledger/ledger.db"), b"this is no database").unwrap();
-    });
+    let folder = server.crash_with(|| break_ledger(&data));
     let server = Server::at(&data);
     let mut tab = Tab { cookie, ..Tab::open(&server) };
     let review = tab.review("session", "abc123", "odd");
@@ -576,7 +569,9 @@ fn the_page_halts_while_the_ledger_is_broken() {
     wait_for("the disk", || {
         tab.get(given.location()).body.contains("on the disk of this server").then_some(())
     });
-    assert!(tab.get("/halt").body.contains("the ledger is not open"));
+    wait_for("the warning", || {
+        tab.get("/halt").body.contains("the ledger is not open").then_some(())
+    });
     drop(folder);
 }
 

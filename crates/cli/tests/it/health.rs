@@ -20,10 +20,6 @@ fn part(server: &Server, name: &str) -> (u16, String) {
     (status, state.to_owned())
 }
 
-fn ready(server: &Server) {
-    wait_for("readiness", || (part(server, "server").0 == 200).then_some(()));
-}
-
 fn halts(server: &Server, scope: &str) -> Value {
     let body = json!({ "scope": scope, "reason": "r" }).to_string();
     let (status, halt) = server.send(&server.admin, "POST", "/kill-switch", body.as_bytes());
@@ -34,7 +30,7 @@ fn halts(server: &Server, scope: &str) -> Value {
 #[test]
 fn a_ledger_that_does_not_open_is_not_ready_and_stops_work() {
     let server = Server::start();
-    ready(&server);
+    server.ready();
     let data = server.data.clone();
     let folder = server.crash_with(|| {
         std::fs::remove_dir_all(data.join("ledger")).unwrap();
@@ -57,7 +53,7 @@ fn a_ledger_that_does_not_open_is_not_ready_and_stops_work() {
 #[test]
 fn an_sql_worker_that_was_killed_is_down_until_it_is_back() {
     let server = Server::start();
-    ready(&server);
+    server.ready();
     assert_eq!(part(&server, "sql worker").1, "starts with the first query");
     assert_eq!(server.events(br#"{"kind":"audit","tool":"a"}"#).0, 200);
     assert_eq!(server.sql("SELECT COUNT(*) FROM audit_log"), [json!([1])]);
@@ -71,7 +67,7 @@ fn an_sql_worker_that_was_killed_is_down_until_it_is_back() {
     assert_eq!(health(&server), 200);
     // It comes back by itself, for nobody may send a query to a server that is not ready.
     wait_for("another worker", || (part(&server, "sql worker").1 == "ok").then_some(()));
-    ready(&server);
+    server.ready();
 }
 
 /// Invariants stop-never-waits and acknowledged-is-kept: a spool that the disk does not sync keeps no
@@ -80,7 +76,7 @@ fn an_sql_worker_that_was_killed_is_down_until_it_is_back() {
 #[test]
 fn a_spool_that_cannot_be_synced_is_not_ready_and_stops_work() {
     let server = Server::start();
-    ready(&server);
+    server.ready();
     let data = server.data.clone();
     let folder = server.crash_with(|| {
         std::fs::remove_file(data.join("orders.spool")).unwrap();

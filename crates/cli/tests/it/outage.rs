@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::stage::{PATIENCE, Server, all_children, wait_for};
+use crate::stage::{PATIENCE, Server, all_children, break_ledger, wait_for};
 
 /// A ledger that cannot be opened takes no halt along.
 #[test]
@@ -16,8 +16,7 @@ fn halts_are_taken_while_the_ledger_is_broken() {
     let (status, _) =
         server.admin("POST", "/kill-switch", &json!({ "scope": "session:before", "reason": "r" }));
     assert_eq!(status, 202);
-    let database = server.data.join("ledger/ledger.db");
-    wait_for("the ledger", || database.exists().then_some(()));
+    server.ready();
     let data = server.data.clone();
     let folder = data.parent().unwrap().to_owned();
     let copy = tempfile::tempdir().unwrap();
@@ -31,11 +30,7 @@ fn halts_are_taken_while_the_ledger_is_broken() {
         assert!(status.success());
     }));
     let data = copy.path().join("f/data");
-    // SQLite would recover the file from its log.
-    for log in ["ledger/ledger.db-wal", "ledger/ledger.db-shm"] {
-        let _ = std::fs::remove_file(data.join(log));
-    }
-    std::fs::write(data.join("ledger/ledger.db"), b"this is no database").unwrap();
+    break_ledger(&data);
     let server = Server::at(&data);
     assert_eq!(
         server.send(&server.admin, "GET", "/kill-switch?scope=session:before", b"").1["stop"],

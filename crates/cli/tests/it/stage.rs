@@ -108,6 +108,11 @@ impl Server {
         Self { child, url, metrics, admin, data: data.to_owned(), folder: None }
     }
 
+    /// Waits until its ledger is open and all of it works.
+    pub(crate) fn ready(&self) {
+        wait_for("readiness", || (self.send("", "GET", "/readyz", b"").0 == 200).then_some(()));
+    }
+
     /// Ends it as a power cut does, and starts it again.
     pub(crate) fn crash_and_restart(mut self) -> Self {
         self.child.kill().unwrap();
@@ -268,6 +273,15 @@ pub(crate) fn all_children(pid: u32) -> Vec<u32> {
             text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
         })
         .collect()
+}
+
+/// Makes the ledger of a server that has ended one that no server can open.
+pub(crate) fn break_ledger(data: &Path) {
+    // SQLite would recover the file from its logs.
+    for log in ["ledger.db-wal", "ledger.db-shm", "ledger.db-journal"] {
+        let _ = std::fs::remove_file(data.join("ledger").join(log));
+    }
+    std::fs::write(data.join("ledger/ledger.db"), b"this is no database").unwrap();
 }
 
 /// Asks until there is an answer.
