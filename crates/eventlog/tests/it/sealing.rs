@@ -91,6 +91,9 @@ async fn sealed(pairs: u64) -> tempfile::TempDir {
     let log = Log::open(folder.path(), small(options()));
     fill(&log, 0..pairs).await;
     eventually("a sealed segment", || log.log.status().segments >= 1).await;
+    // Its write-ahead files go after it can be seen.
+    let first = folder.path().join("wal/00000000000000000000.wal");
+    eventually("its retired log", || !first.exists()).await;
     log.close().await;
     folder
 }

@@ -96,7 +96,10 @@ fn crash_at(moment: &str) {
     let halted = play.ask(&format!("/kill-switch?scope=session:{SESSION}")).unwrap();
     assert_eq!(halted["halts"].as_array().unwrap().len(), 1, "crash at `{moment}`: {halted}");
     let count = |list: &str| incident[list].as_array().map_or(0, Vec::len);
-    assert_eq!(count("halts"), 1, "crash at `{moment}`: {incident}");
+    // The ledger may have the incident's word of a halt that was given, and was lost before the slower
+    // spool had it: it stays in the history, beside the one that is in force.
+    let given = if is_kept { 1..=1 } else { 1..=2 };
+    assert!(given.contains(&count("halts")), "crash at `{moment}`: {incident}");
     assert_eq!(count("detections"), 1, "crash at `{moment}`: {incident}");
     let world = play.world.lock().unwrap();
     assert_eq!(world.kills, 1, "crash at `{moment}`: killed once: {run}");
