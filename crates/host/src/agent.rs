@@ -10,7 +10,7 @@ use std::{
 use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use tokio::sync::oneshot;
 
-use crate::{Containment, Process, Processes, signals::Signals};
+use crate::{Containment, Process, Processes, cutoff::Cutoff, signals::Signals};
 
 /// How the agent's first process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,7 @@ impl AgentExit {
 #[derive(Debug)]
 pub struct Agent {
     pub(crate) main: Process,
+    pub(crate) cutoff: Option<Cutoff>,
     pub(crate) processes: Arc<Processes>,
     pub(crate) containment: Containment,
     pub(crate) exit: oneshot::Receiver<AgentExit>,

@@ -41,6 +41,8 @@ pub struct Containment {
     pub freezer: Freezer,
     /// What it can reach.
     pub network: Network,
+    /// Whether the kernel cuts it off the network at a halt, and when its supervisor is gone.
+    pub cutoff: bool,
     /// Which paths are hidden from it.
     pub hidden: Vec<PathBuf>,
     /// Whether it can signal and trace its own descendants alone, by Landlock: not seen from outside
@@ -54,6 +56,7 @@ pub struct Containment {
 #[derive(Debug)]
 pub(crate) struct Arranged {
     pub(crate) cgroup: bool,
+    pub(crate) cutoff: bool,
     pub(crate) network: bool,
     pub(crate) hidden: Vec<PathBuf>,
     pub(crate) scoped: bool,
@@ -81,6 +84,7 @@ impl Containment {
         let in_cgroup =
             arranged.cgroup && agent.small_file("cgroup")? != own.small_file("cgroup")?;
         let freezer = if in_cgroup { Freezer::Cgroup } else { Freezer::Signals };
+        let cutoff = in_cgroup && arranged.cutoff;
         let hidden = if arranged.hidden.is_empty() || apart("ns/mnt")? {
             arranged.hidden
         } else {
@@ -96,6 +100,7 @@ impl Containment {
             no_new_privs,
             freezer,
             network,
+            cutoff,
             hidden,
             scoped,
             gaps,
@@ -111,6 +116,7 @@ impl Containment {
             no_new_privs: false,
             freezer: Freezer::Signals,
             network: Network::ProxyVariables,
+            cutoff: false,
             hidden: Vec::new(),
             scoped: false,
             gaps: Vec::new(),
@@ -158,6 +164,9 @@ impl fmt::Display for Containment {
         if self.network == Network::ProxyVariables {
             f.write_str("; its network is not contained: it is only asked to use the gateway")?;
         }
+        if self.cutoff {
+            f.write_str("; the kernel cuts its network at a halt")?;
+        }
         if !self.no_new_privs {
             f.write_str("; it can gain rights by set-uid programs")?;
         }
@@ -184,6 +193,7 @@ mod tests {
             no_new_privs: true,
             freezer: Freezer::Cgroup,
             network: Network::OwnNamespace,
+            cutoff: true,
             hidden: vec![],
             scoped: true,
             gaps: vec![],
@@ -191,7 +201,7 @@ mod tests {
         assert_eq!(
             full.to_string(),
             "agent runs as uid 65534 in its own cgroup (freezable) and network namespace \
-             (only the gateway is reachable)"
+             (only the gateway is reachable); the kernel cuts its network at a halt"
         );
         let check = |less: Containment, without: &[&str], with: &str| {
             let text = less.to_string();
@@ -202,6 +212,7 @@ mod tests {
         check(Containment { network, ..full.clone() }, &["only the gateway is"], "not contained");
         let freezer = Freezer::Signals;
         check(Containment { freezer, ..full.clone() }, &["freezable"], "by signals");
+        check(Containment { cutoff: false, ..full.clone() }, &["cuts its network"], "freezable");
         check(Containment { uid: 0, other_uid: false, ..full.clone() }, &["uid 0"], "undo all");
         check(Containment { no_new_privs: false, ..full.clone() }, &[], "set-uid");
         check(Containment { scoped: false, ..full.clone() }, &[], "trace other processes");

@@ -17,6 +17,7 @@ mod capture;
 mod cgroup;
 mod containment;
 pub mod control;
+mod cutoff;
 mod descendants;
 mod netlink;
 mod orders;

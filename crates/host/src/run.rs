@@ -21,6 +21,7 @@ use crate::{
     agent::{holds_terminal, spawn},
     cgroup::Cgroup,
     containment::Arranged,
+    cutoff::Cutoff,
     descendants::Descendants,
     shim::{
         self,
@@ -251,6 +252,7 @@ pub struct Prepared {
     // Closed first: a shim without a supervisor ends.
     socket: Option<OwnedFd>,
     main: Option<Process>,
+    cutoff: Option<Cutoff>,
     processes: Arc<Processes>,
     exit: Option<oneshot::Receiver<AgentExit>>,
     listener: Option<TcpListener>,
@@ -271,6 +273,7 @@ impl Prepared {
         }
         let mut gaps = Vec::new();
         let cgroup = cgroup(&config, &mut gaps);
+        let cutoff = cgroup.as_ref().and_then(|cgroup| cutoff(cgroup, &mut gaps));
         let identity = match config.identity {
             Identity::Other { uid, gid } if rustix::process::geteuid().is_root() => {
                 Some((uid, gid))
@@ -311,6 +314,7 @@ impl Prepared {
         let mut prepared = Self {
             subject: config.subject,
             socket: Some(socket),
+            cutoff,
             processes: Arc::new(processes),
             exit: Some(exit),
             listener: None,
@@ -330,7 +334,8 @@ impl Prepared {
             let problem = || RunError::NoNamespace { problem: gaps.join("; ") };
             prepared.proxy = fallback.ok_or_else(problem)?.expose().clone();
         }
-        prepared.arranged = Some(Arranged { cgroup: in_cgroup, gaps, ..arranged });
+        let cutoff = prepared.cutoff.is_some();
+        prepared.arranged = Some(Arranged { cgroup: in_cgroup, cutoff, gaps, ..arranged });
         Ok(prepared)
     }
 
@@ -342,7 +347,7 @@ impl Prepared {
             Some((FromShim::Ready { hidden, scoped, problems: gaps }, listener)) => {
                 self.listener = listener.map(TcpListener::from);
                 let network = self.listener.is_some();
-                Ok(Arranged { cgroup: false, network, hidden, scoped, gaps })
+                Ok(Arranged { cgroup: false, cutoff: false, network, hidden, scoped, gaps })
             }
             Some((FromShim::Failed { message, code }, _)) => {
                 Err(RunError::Failed { message, code })
@@ -408,6 +413,7 @@ impl Prepared {
         self.socket = None;
         Ok(Agent {
             main,
+            cutoff: self.cutoff.take(),
             processes: Arc::clone(&self.processes),
             containment,
             exit,
@@ -438,6 +444,15 @@ fn cgroup(config: &RunConfig, gaps: &mut Vec<String>) -> Option<Cgroup> {
         CgroupMode::None => return None,
     };
     Cgroup::create(under, &label).map_err(|error| gaps.push(error.to_string())).ok()
+}
+
+/// What cuts the agent's cgroup off the network, or why nothing can.
+fn cutoff(cgroup: &Cgroup, gaps: &mut Vec<String>) -> Option<Cutoff> {
+    let cutoff = Cutoff::attach(cgroup.path())
+        .inspect_err(|error| gaps.push(format!("its network is not cut at a halt: {error}")))
+        .ok()?;
+    gaps.extend(cutoff.gap());
+    Some(cutoff)
 }
 
 /// The shim's command line and environment.

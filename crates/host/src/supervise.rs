@@ -19,7 +19,7 @@ use estoppel_link::{
     LinkEvent, LocalHalt, canary_of,
     frame::{Action, Outcome, Settlement},
 };
-use estoppel_model::{Actor, Clock, Order, OrderBody, OrderId, Subject};
+use estoppel_model::{Actor, Clock, Order, OrderBody, OrderId, Subject, Timestamp};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -39,6 +39,9 @@ const KILL_WITHIN: Duration = Duration::from_secs(5);
 const DURABLE_WITHIN: Duration = Duration::from_secs(5);
 /// How often what is left of a held agent is looked at, once its first process has ended.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the kernel is told that somebody supervises the agent, and for how long it believes so.
+const BEAT: Duration = Duration::from_secs(1);
+const BELIEVED_FOR: Duration = Duration::from_secs(5);
 /// How many orders and outcomes are remembered, to know them again.
 const REMEMBERED_MAX: usize = 1_024;
 /// Most actions that wait for the end of a capture.
@@ -104,7 +107,13 @@ pub async fn supervise<O: Orders>(
     let mut signals = agent.signals.take().map_or_else(Signals::new, Ok);
     let mut exiting = std::mem::replace(&mut agent.exit, ended);
     let mut supervisor = Supervisor {
-        captures: Captures::new(Arc::clone(&agent.processes), captured, clock, &config),
+        captures: Captures::new(
+            Arc::clone(&agent.processes),
+            captured,
+            Arc::clone(&clock),
+            &config,
+        ),
+        clock,
         containment: agent.containment.to_string(),
         agent,
         config,
@@ -121,11 +130,13 @@ pub async fn supervise<O: Orders>(
         stop.cancel();
     }
     let mut local_open = true;
+    let mut beat = tokio::time::interval(BEAT);
     // An order may have come between the start and now.
     supervisor.reconcile().await;
     while exit.is_none() || supervisor.holds_something().await {
         tokio::select! {
             biased;
+            _ = beat.tick() => supervisor.is_supervised(),
             event = events.recv(), if !supervisor.link_ended => match event {
                 Some(event) => supervisor.event(event).await,
                 None => supervisor.link_ended().await,
@@ -159,6 +170,7 @@ struct Supervisor<O> {
     agent: Agent,
     config: SuperviseConfig,
     orders: O,
+    clock: Arc<dyn Clock>,
     containment: String,
     captures: Captures,
     /// What freezing came to, while the agent is held.
@@ -185,6 +197,16 @@ impl<O: Orders> Supervisor<O> {
                 self.reconcile().await;
             }
             LinkEvent::Action(action) => self.action(*action).await,
+        }
+    }
+
+    /// Tells the kernel so. Without that it cuts the agent off the network.
+    fn is_supervised(&mut self) {
+        let deadline = self.clock.boottime() + BELIEVED_FOR;
+        if let Some(cutoff) = &mut self.agent.cutoff
+            && let Err(error) = cutoff.allow_until(deadline)
+        {
+            tracing::error!(%error, "the kernel will cut the agent's network");
         }
     }
 
@@ -226,6 +248,12 @@ impl<O: Orders> Supervisor<O> {
 
     /// Freezes, and kills where that is not possible. Returns what could not be stopped.
     async fn freeze(&mut self) -> Vec<String> {
+        // Microseconds, where freezing takes milliseconds.
+        if let Some(cutoff) = &mut self.agent.cutoff
+            && let Err(error) = cutoff.cut()
+        {
+            tracing::error!(%error, "the agent's network is not cut");
+        }
         let processes = Arc::clone(&self.agent.processes);
         // Before anything that could wait: from here on the kernel freezes by itself.
         let begun = processes.begin_freeze();
@@ -260,6 +288,10 @@ impl<O: Orders> Supervisor<O> {
     }
 
     async fn thaw(&mut self) -> io::Result<()> {
+        let deadline = self.clock.boottime() + BELIEVED_FOR;
+        if let Some(cutoff) = &mut self.agent.cutoff {
+            cutoff.mend(deadline).map_err(io::Error::other)?;
+        }
         let thawed = blocking(&self.agent.processes, |processes| processes.thaw(THAW_WITHIN)).await;
         match thawed {
             // The kernel has been told, so that from here on it must be taken for running.
@@ -292,6 +324,7 @@ impl<O: Orders> Supervisor<O> {
         } else if held {
             settlement.not_interruptible = self.freeze().await;
             settlement.processes_frozen = self.frozen.map_or(0, |report| report.processes);
+            settlement.last_byte_at = self.last_byte_at();
         }
         if reaches {
             settlement.containment = Some(self.containment.clone());
@@ -305,6 +338,15 @@ impl<O: Orders> Supervisor<O> {
             self.captures.of_order(order, self.state(), &self.containment);
         }
         not_stopped
+    }
+
+    /// When the last packet went out: after the cut, none does.
+    fn last_byte_at(&self) -> Option<Timestamp> {
+        let counts = self.agent.cutoff.as_ref()?.counts();
+        let last = counts.inspect_err(|error| tracing::warn!(%error, "packets are not counted"));
+        let ago = self.clock.boottime().since(last.ok()?.last_out?);
+        let ago = i64::try_from(ago.as_micros()).unwrap_or(i64::MAX);
+        Some(Timestamp::from_micros(self.clock.now().as_micros().saturating_sub(ago)))
     }
 
     async fn halt_locally(&mut self, request: LocalRequest) {
