@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from agents import set_tracing_disabled
 from conftest import Server
 from fake_model import running
 
@@ -19,14 +23,21 @@ def test_the_examples_of_the_page_run(
     agent_token: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     """One after the other, as a reader would type them; and what they did is on record."""
     examples = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 4
     monkeypatch.setenv("ESTOPPEL_URL", server.url)
     monkeypatch.setenv("ESTOPPEL_TOKEN", agent_token)
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "none")
+    # The SDK would send its traces to its vendor.
+    set_tracing_disabled(True)
+    (tmp_path / "notes").mkdir()
+    shutil.copy(Path(__file__).with_name("mcp_server.py"), tmp_path / "notes_server.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
     names: dict[str, object] = {}
     with running() as fake:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{fake.url}/v1")
@@ -37,17 +48,23 @@ def test_the_examples_of_the_page_run(
             {"text": "Rome."},
             {"tool_calls": [look_up], "usage": {"input_tokens": 812, "output_tokens": 90}},
             {"text": "Two million."},
+            {"tool_calls": [{"name": "how_big", "arguments": {"city": "Rome"}}]},
+            {"text": "Three million."},
         )
         for number, example in enumerate(examples):
             exec(compile(example, f"{PAGE.name}, example {number + 1}", "exec"), names)
-        assert len(fake.requests()) == 4
+        assert len(fake.requests()) == 6
     said = capsys.readouterr().out
-    assert all(text in said for text in ("Paris.", "Rome.", "Two million.")), said
+    assert all(text in said for text in ("Paris.", "Rome.", "Two million.", "Three million.", "hello Ann")), said
     guard = names["guard"]
     assert isinstance(guard, estoppel.Guard)
     guard.close()
     [[result]] = server.rows("SELECT result FROM audit_log WHERE tool = 'look_up'")
     assert "2 million people" in str(result)
+    [[result]] = server.rows("SELECT result FROM audit_log WHERE tool = 'how_big'")
+    assert "3 million people" in str(result)
+    [[plugin]] = server.rows("SELECT plugin FROM audit_log WHERE tool = 'greet' AND session_id = 'abc123'")
+    assert plugin == "notes"
     tokens = "SELECT input_tokens, output_tokens FROM audit_log WHERE action = 'model_call'"
     rows = server.rows(f"{tokens} AND params LIKE '%/v1/%' AND task_id = 'ticket-77'", 2)
     assert sorted(tuple(row) for row in rows) == [(10, 5), (812, 90)]
