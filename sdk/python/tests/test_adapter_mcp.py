@@ -162,7 +162,8 @@ def test_in_a_tool(notes: Notes, rehearsal: HaltingGuard) -> None:
     until("the server's cancellation", lambda: notes.has("cancelled"))
     assert not notes.has("effect")
     if isinstance(notes.target, StdioServerParameters):
-        assert not Path(f"/proc/{notes.read('begun')}").exists(), "the block has ended its process"
+        process = Path(f"/proc/{notes.read('begun')}")
+        until("the end of its process, with the block", lambda: not process.exists())
 
 
 @pytest.mark.parametrize("kind", ["resource", "prompt"])

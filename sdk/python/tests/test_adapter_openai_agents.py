@@ -22,6 +22,7 @@ from agents import (
     handoff,
 )
 from agents.models.openai_provider import OpenAIProvider
+from conftest import PATIENCE_S, until
 from fake_model import FakeModel, running
 from openai import AsyncOpenAI
 from pydantic import BaseModel
@@ -30,7 +31,6 @@ import estoppel
 from estoppel.adapters.openai_agents import EstoppelRunner
 from estoppel.testing import HaltingGuard, halting_guard
 
-PATIENCE_S = 30.0
 WAYS = ["run", "run_sync", "run_streamed"]
 DONE = {"text": "one two three four"}
 DELEGATES = {"tool_calls": [{"name": "delegate", "arguments": {"input": "x"}}]}
@@ -58,6 +58,18 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     told = [one for one in caplog.get_records("call") if one.name in ("asyncio", "openai.agents")]
     assert [one.getMessage() for one in told if one.levelno >= logging.WARNING] == []
+
+
+def seen(fake: FakeModel, call: int, state: str) -> dict[str, Any]:
+    """The call once it has this state; the fake itself waits for no more than ten seconds."""
+
+    def asked() -> dict[str, Any] | None:
+        try:
+            return fake.until(call, state)
+        except OSError:
+            return None
+
+    return until(state, asked)
 
 
 def tool(name: str, work: Callable[..., Any]) -> FunctionTool:
@@ -257,11 +269,11 @@ def test_in_the_models_answer(fake: FakeModel, rehearsal: HaltingGuard, how: str
     """The connection is closed in the midst of the stream, or before the answer has begun."""
     fake.script({**DONE, "hold_after": 2 if how == "run_streamed" else 0}, DONE)
     with (
-        halting_when(lambda: fake.until(0, "held"), rehearsal),
+        halting_when(lambda: seen(fake, 0, "held"), rehearsal),
         pytest.raises(estoppel.Halted),
     ):
         run(fake, rehearsal, agent(), how)
-    fake.until(0, "client_left")
+    seen(fake, 0, "client_left")
     assert len(fake.requests()) == 1
 
 
@@ -272,7 +284,7 @@ def test_a_stream_gives_out_nothing_after_the_halt(
     fake.script(DONE)
 
     async def main() -> list[str]:
-        seen: list[str] = []
+        texts: list[str] = []
         async with AsyncOpenAI(base_url=f"{fake.url}/v1", api_key="none") as client:
             config = configured(client)
             result = EstoppelRunner(rehearsal).run_streamed(agent(), "look", run_config=config)
@@ -280,10 +292,10 @@ def test_a_stream_gives_out_nothing_after_the_halt(
                 async for event in result.stream_events():
                     delta = getattr(getattr(event, "data", None), "delta", None)
                     if delta:
-                        seen.append(delta)
+                        texts.append(delta)
                         rehearsal.halt()
             assert isinstance(result.run_loop_exception, estoppel.Halted)
-        return seen
+        return texts
 
     assert asyncio.run(main()) == ["one "]
 
@@ -429,19 +441,19 @@ class Adder(BaseModel):
 
 def test_what_a_tool_is_otherwise_it_stays(fake: FakeModel, rehearsal: HaltingGuard) -> None:
     """Its schema, policy, timeout, context and models; a method and an object that can be called."""
-    seen: list[Any] = []
+    told: list[Any] = []
 
     class Tools:
         def method(self, context: RunContextWrapper[str], what: Adder) -> str:
-            seen.append((context.context, what))
+            told.append((context.context, what))
             return "output"
 
         async def __call__(self, what: str) -> str:
-            seen.append(what)
+            told.append(what)
             return "output"
 
     async def policy(context: Any, params: dict[str, Any], call: str) -> bool:
-        seen.append(params)
+        told.append(params)
         return False
 
     async def slow(what: str) -> str:
@@ -466,7 +478,7 @@ def test_what_a_tool_is_otherwise_it_stays(fake: FakeModel, rehearsal: HaltingGu
             assert result.final_output == DONE["text"]
 
     asyncio.run(main())
-    assert seen == [("mine", Adder(number=1)), {"what": "x"}, "x"]
+    assert told == [("mine", Adder(number=1)), {"what": "x"}, "x"]
     assert [tool.params_json_schema for tool in tools] == before
     said = [item["output"] for item in fake.requests()[2]["body"]["input"] if "output" in item]
     assert len(said) == 3 and "timed out" in str(said)
