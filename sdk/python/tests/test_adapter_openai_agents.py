@@ -6,6 +6,7 @@ The halt arrives between steps, in a tool, in the model's stream, in a sub-agent
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from agents import (
     function_tool,
     handoff,
 )
+from agents.models.interface import Model
+from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
 from agents.models.openai_provider import OpenAIProvider
 from conftest import PATIENCE_S, until
 from fake_model import FakeModel, running
@@ -29,6 +32,8 @@ from pydantic import BaseModel
 
 import estoppel
 from estoppel.adapters.openai_agents import EstoppelRunner
+from estoppel.adapters.openai_agents._model import GuardedModel
+from estoppel.adapters.openai_agents._reach import reach
 from estoppel.testing import HaltingGuard, halting_guard
 
 WAYS = ["run", "run_sync", "run_streamed"]
@@ -77,7 +82,7 @@ def tool(name: str, work: Callable[..., Any]) -> FunctionTool:
 
 
 def agent(*tools: Any, name: str = "outer", **options: Any) -> Agent[Any]:
-    return Agent(name=name, model="m", tools=list(tools), **options)
+    return Agent(name=name, tools=list(tools), **{"model": "m", **options})
 
 
 def run(
@@ -482,6 +487,21 @@ def test_what_a_tool_is_otherwise_it_stays(fake: FakeModel, rehearsal: HaltingGu
     assert [tool.params_json_schema for tool in tools] == before
     said = [item["output"] for item in fake.requests()[2]["body"]["input"] if "output" in item]
     assert len(said) == 3 and "timed out" in str(said)
+
+
+def test_a_guarded_model_is_what_it_stands_for() -> None:
+    """The SDK asks of what class a model is, and applications copy their agents."""
+    client = AsyncOpenAI(base_url="http://127.0.0.1:9/v1", api_key="none")
+    own = agent(model=OpenAIChatCompletionsModel("m", client))
+    reach(own)
+    guarded = own.model
+    assert type(guarded) is GuardedModel
+    reach(own)
+    assert own.model is guarded, "once"
+    for one in (own.model, copy.copy(own.model)):
+        assert isinstance(one, Model) and isinstance(one, OpenAIChatCompletionsModel)
+        assert one.model == "m"
+    asyncio.run(client.close())
 
 
 def test_a_halt_reaches_the_sessions_run_alone(fake: FakeModel, rehearsal: HaltingGuard) -> None:

@@ -71,7 +71,7 @@ class _Editor:
             setattr(self, kind, step)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_inner":
+        if name == "_inner":  # A copy is asked for its methods before it has anything.
             raise AttributeError(name)
         return getattr(self._inner, name)
 

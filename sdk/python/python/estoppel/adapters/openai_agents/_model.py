@@ -36,6 +36,8 @@ class GuardedModel(Model):
         return type(self._inner)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_inner":  # A copy is asked for its methods before it has anything.
+            raise AttributeError(name)
         return getattr(self._inner, name)
 
     async def get_response(self, *args: Any, **kwargs: Any) -> ModelResponse:
@@ -131,6 +133,8 @@ class GuardedProvider(ModelProvider):
         self._models = weakref.WeakValueDictionary[int, GuardedModel]()
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_inner":  # A copy is asked for its methods before it has anything.
+            raise AttributeError(name)
         return getattr(self._inner, name)
 
     def get_model(self, model_name: str | None) -> Model:
