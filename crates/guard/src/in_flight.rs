@@ -132,11 +132,16 @@ impl Running {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stops the step; the first cause counts.
-    fn stop(&self, cause: Cause) {
-        let first = self.stopped_by.set(cause).is_ok();
+    /// Notes what stops the step; whether it is the first, which counts. [`Running::tell`] follows.
+    fn mark(&self, cause: Cause) -> bool {
+        self.stopped_by.set(cause).is_ok()
+    }
+
+    /// Tells a step's work that it is stopped. Once all that one order stops are marked: work that
+    /// ends because a step around it was told has to find itself stopped, too.
+    fn tell(&self) {
         self.stop.cancel();
-        if let Some(on_stop) = self.on_stop.as_ref().filter(|_| first) {
+        if let Some(on_stop) = &self.on_stop {
             on_stop.stopped();
         }
     }
@@ -248,6 +253,7 @@ impl InFlight {
     pub(crate) fn ordered(&self, order: &Arc<Order>, mode: Mode, now: Boottime) -> Option<Settled> {
         let mut inner = self.lock();
         let mut waits_for = HashSet::new();
+        let mut stopped = Vec::new();
         let mut settlement =
             Settlement { observed_only: mode == Mode::Observe, ..Settlement::default() };
         settlement.containment = not_enforced(&order.body);
@@ -260,7 +266,9 @@ impl InFlight {
                 running.note_would_stop(cause);
                 settlement.steps_cancelled += 1;
             } else {
-                running.stop(cause);
+                if running.mark(cause) {
+                    stopped.push(running);
+                }
                 if running.interruptible {
                     waits_for.insert(*id);
                 } else {
@@ -268,6 +276,7 @@ impl InFlight {
                 }
             }
         }
+        stopped.into_iter().for_each(|running| running.tell());
         if waits_for.is_empty() {
             return Some((order.id, settlement));
         }
@@ -279,13 +288,16 @@ impl InFlight {
 
     /// Stops the steps for which `cause_of` has one; for the end of a lease.
     pub(crate) fn stop_where(&self, mode: Mode, cause_of: impl Fn(&Running) -> Option<Cause>) {
-        for running in self.lock().steps.values() {
+        let inner = self.lock();
+        let mut stopped = Vec::new();
+        for running in inner.steps.values() {
             match cause_of(running) {
                 Some(cause) if mode == Mode::Observe => running.note_would_stop(cause),
-                Some(cause) => running.stop(cause),
+                Some(cause) => stopped.extend(running.mark(cause).then_some(running)),
                 None => {}
             }
         }
+        stopped.into_iter().for_each(|running| running.tell());
     }
 
     /// Takes a step out. What stopped it until now is all that ever will. Returns the orders that

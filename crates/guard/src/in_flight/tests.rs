@@ -62,6 +62,33 @@ fn an_order_is_settled_when_the_last_step_that_it_stopped_has_ended() {
     assert!(register.leave(steps[2].0, Leaving::Dropped).is_empty(), "twice is once");
 }
 
+/// Notes whether the other step is stopped when this one is told.
+struct LooksAt {
+    other: Arc<Running>,
+    saw: Arc<Mutex<Vec<bool>>>,
+}
+
+impl OnStop for LooksAt {
+    fn stopped(&self) {
+        self.saw.lock().unwrap().push(self.other.stopped_by().is_some());
+    }
+}
+
+#[test]
+fn work_that_ends_with_a_step_around_it_finds_itself_stopped() {
+    let register = InFlight::default();
+    let saw = Arc::new(Mutex::default());
+    for _ in 0..20 {
+        let inner = running("a", fetch(), true);
+        let looks = LooksAt { other: Arc::clone(&inner), saw: Arc::clone(&saw) };
+        register.enter(inner);
+        let outer = Arc::into_inner(running("a", fetch(), true)).unwrap();
+        register.enter(Arc::new(outer.telling(Arc::new(looks))));
+    }
+    register.ordered(&halt("session:a"), Mode::Enforce, NOW);
+    assert_eq!(*saw.lock().unwrap(), [true; 20]);
+}
+
 #[test]
 fn what_cannot_be_interrupted_is_named_and_not_waited_for() {
     let register = InFlight::default();
