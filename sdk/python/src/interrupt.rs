@@ -1,9 +1,10 @@
 //! How work in Python is ended: what a step's [`Stopper`] does when an order stops it, and the thread
 //! that carries it into Python.
 //!
-//! Child processes are killed at once, by the guard's own thread, without Python's lock. Everything
-//! else needs the lock, which a call into C may hold for as long as it likes; so a thread of its own
-//! waits for it, and the order's confirmation does not.
+//! Child processes are killed at once, by the guard's own thread, without Python's lock. Those that are
+//! known by a mark alone have to be looked for, which is slow: a thread of its own does it, and what
+//! runs in Python is ended after them. Everything else needs the lock, which a call into C may hold
+//! for as long as it likes; so a thread of its own waits for it, and the order's confirmation does not.
 //!
 //! - A *task* of asyncio is cancelled, in its own loop. The callback runs between the steps of tasks,
 //!   so it sees exactly whether the task is still inside of the step.
@@ -21,17 +22,25 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{
             AtomicBool,
-            Ordering::{Acquire, Relaxed, Release},
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use estoppel_guard::{Denied, OnStop, OpenStep};
 use pyo3::{prelude::*, sync::PyOnceLock};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::{halted, place::Place};
+use crate::{
+    halted,
+    marked::{self, Mark},
+    place::Place,
+};
+
+/// How long marked processes may take to end before what runs in Python is ended without them.
+pub(crate) const KILL_MAX: Duration = Duration::from_secs(2);
 
 /// One step, as the guard's thread, the interrupter and the step's own thread see it.
 pub(crate) struct Stopper {
@@ -43,12 +52,16 @@ pub(crate) struct Stopper {
     /// Whether the work is between the step's begin and its end. Changes under Python's lock only.
     inside: AtomicBool,
     stopped: AtomicBool,
+    /// Whether the interrupter has it.
+    told: AtomicBool,
     /// Whether a task was cancelled or a greenlet thrown into for this.
     interrupted: AtomicBool,
     /// Whether a process was killed for this.
     killed: AtomicBool,
     /// Groups of processes that end with the step.
     groups: Mutex<Vec<Pid>>,
+    /// What processes carry that end with the step, where their groups are not known.
+    marks: Mutex<Vec<Mark>>,
 }
 
 impl Stopper {
@@ -59,9 +72,11 @@ impl Stopper {
             step: Mutex::new(None),
             inside: AtomicBool::new(true),
             stopped: AtomicBool::new(false),
+            told: AtomicBool::new(false),
             interrupted: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             groups: Mutex::default(),
+            marks: Mutex::default(),
         })
     }
 
@@ -116,6 +131,43 @@ impl Stopper {
         }
     }
 
+    /// Ends the processes that carry this mark with the step; at once, if the step is stopped already.
+    pub(crate) fn owns_marked(self: &Arc<Self>, mark: Mark) {
+        lock(&self.marks).push(mark);
+        if self.is_stopped() {
+            self.kill_marked();
+        }
+    }
+
+    /// Kills what is marked, and ends what runs in Python only then: a step that was left says that
+    /// nothing of it is left.
+    fn kill_marked(self: &Arc<Self>) {
+        let marks = std::mem::take(&mut *lock(&self.marks));
+        if marks.is_empty() {
+            return self.interrupt();
+        }
+        let own = Arc::clone(self);
+        let kill = move || {
+            for mark in &marks {
+                if marked::kill(mark, KILL_MAX).any {
+                    own.killed.store(true, Release);
+                }
+            }
+            own.interrupt();
+        };
+        if thread::Builder::new().name("estoppel-kill".to_owned()).spawn(kill).is_err() {
+            // There are no threads left: what runs in Python can still be ended.
+            self.interrupt();
+        }
+    }
+
+    /// Has what runs in Python interrupted, once.
+    fn interrupt(self: &Arc<Self>) {
+        if self.place.is_interruptible() && !self.told.swap(true, AcqRel) {
+            self.interrupter.push(Arc::clone(self));
+        }
+    }
+
     pub(crate) fn was_killed(&self) -> bool {
         self.killed.load(Acquire)
     }
@@ -133,9 +185,7 @@ impl OnStop for Told {
     fn stopped(&self) {
         self.0.stopped.store(true, Release);
         self.0.kill_groups();
-        if self.0.place.is_interruptible() {
-            self.0.interrupter.push(Arc::clone(&self.0));
-        }
+        self.0.kill_marked();
     }
 }
 

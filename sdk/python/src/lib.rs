@@ -11,16 +11,17 @@ mod guard;
 mod halted;
 mod interrupt;
 mod json;
+mod marked;
 mod place;
 mod session;
 mod step;
 
-use pyo3::prelude::*;
+use pyo3::{exceptions::PyValueError, prelude::*};
 
 /// The native module.
 #[pymodule(name = "_native")]
 mod native {
-    use super::{PyResult, Python, core, halted, interrupt, pyfunction};
+    use super::{PyResult, PyValueError, Python, core, halted, interrupt, marked, pyfunction};
 
     #[pymodule_export]
     use super::{guard::Guard, session::Session, step::Step};
@@ -35,6 +36,21 @@ mod native {
     #[pyfunction]
     fn raised_here(py: Python<'_>) -> PyResult<Option<(String, String)>> {
         Ok(interrupt::raised_here(py).as_ref().map(halted::arguments))
+    }
+
+    /// Whether processes can be found by a mark in their environment: on Linux.
+    #[pyfunction]
+    const fn finds_marked() -> bool {
+        marked::IS_POSSIBLE
+    }
+
+    /// Kills what carries this `NAME=VALUE` in its environment, with all that it started, and waits
+    /// for its end, two seconds at most. Whether nothing is left.
+    #[pyfunction]
+    fn kill_marked(py: Python<'_>, mark: &str) -> PyResult<bool> {
+        let mark = marked::Mark::new(mark)
+            .ok_or_else(|| PyValueError::new_err("write a long NAME=VALUE of your own"))?;
+        Ok(py.detach(|| marked::kill(&mark, interrupt::KILL_MAX).all))
     }
 
     /// Whether the module was built for release: what is measured with another is no figure.

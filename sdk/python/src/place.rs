@@ -52,6 +52,13 @@ impl Place {
         !matches!(self, Self::Blocking)
     }
 
+    /// Whether an exception is how a task is ended, by whomever.
+    pub(crate) fn is_cancellation(&self, error: &Bound<'_, PyAny>) -> PyResult<bool> {
+        static CANCELLED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let Self::Task(..) = self else { return Ok(false) };
+        error.is_instance(CANCELLED.import(error.py(), "asyncio", "CancelledError")?)
+    }
+
     /// Interrupts the step's work, if it is still under way.
     pub(crate) fn interrupt(py: Python<'_>, stopper: &Arc<Stopper>) {
         if !stopper.is_inside() {

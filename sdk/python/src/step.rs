@@ -15,6 +15,7 @@ use crate::{
     halted,
     interrupt::{self, Stopper, Told},
     json::{self, as_json},
+    marked::Mark,
     place::{self, Place},
     session::Session,
 };
@@ -162,6 +163,22 @@ impl Step {
         })
     }
 
+    /// Kills the processes that carry this `NAME=VALUE` in their environment, with all that they
+    /// started, when the step is stopped. What runs in Python is ended after them.
+    fn own_marked(&self, mark: &str) -> PyResult<()> {
+        let mark = Mark::new(mark).ok_or_else(|| {
+            let mark: String = mark.chars().take(64).collect();
+            PyValueError::new_err(format!(
+                "{mark:?} is no mark: write a long NAME=VALUE of your own"
+            ))
+        })?;
+        let open = lock(&self.open);
+        let open = open.as_ref().filter(|open| open.core.is_of_here());
+        let stopper = open.map(|open| &open.stopper);
+        stopper.ok_or_else(|| PyRuntimeError::new_err(NOT_OPEN))?.owns_marked(mark);
+        Ok(())
+    }
+
     /// The group has ended, and its number may soon be another's.
     fn disown_process_group(&self, group: i32) -> PyResult<()> {
         let group = process_group(group)?;
@@ -228,7 +245,10 @@ impl Step {
             Place::Task(..) | Place::Greenlet(..) | Place::Blocking => {}
         }
         let is_halted = !error.is_none() && halted::is_halted(error)?;
-        let gave_way = stopper.was_killed() || is_halted || (cancelled && !error.is_none());
+        // Also where a step around it was interrupted first, and this one ended with that.
+        let ended_early =
+            !error.is_none() && (cancelled || stopper.place.is_cancellation(error)?);
+        let gave_way = stopper.was_killed() || is_halted || ended_early;
         let denied = if gave_way { step.gave_way() } else { step.finish().err() };
         match denied {
             Some(denied) if !is_halted => Err(halted::error_after(&denied, error, cancelled)),

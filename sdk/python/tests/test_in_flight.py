@@ -19,6 +19,7 @@ import pytest
 from conftest import PATIENCE_S, Server, until
 
 import estoppel
+from estoppel import _native
 from estoppel.testing import HaltingGuard, halting_guard
 
 
@@ -316,6 +317,50 @@ def is_alive(pid: int) -> bool:
             return stat.read().rsplit(") ", 1)[1][0] not in "ZX"
     except OSError:
         return False
+
+
+# Reads the number of whoever writes it: a process that left group, session and parent behind, one
+# that cleared its environment and has a parent, and that parent.
+MARKED = (
+    "(setsid sh -c 'echo $$; sleep 600' &) ; (env -i sh -c 'echo $$; sleep 600') & echo $$; wait"
+)
+
+
+@pytest.mark.skipif(not _native.finds_marked(), reason="processes are found by their mark on Linux")
+def test_marked_processes_are_killed_wherever_they_went(
+    guard: estoppel.Guard, server: Server, name: str
+) -> None:
+    """Of a child that something else has started; the thread's exception comes after their end."""
+    mark, own = f"ESTOPPEL_TEST_{os.urandom(16).hex()}", os.environ
+    child = subprocess.Popen(
+        ["sh", "-c", MARKED], stdout=subprocess.PIPE, text=True, env={**own, mark: "1"}
+    )
+    bystander = subprocess.Popen(["sleep", "600"], env={**own, f"{mark}X": "1"})
+    alive_after: list[int] = []
+
+    def work(step: estoppel.Step) -> None:
+        with pytest.raises(ValueError, match="is no mark"):
+            step.own_marked("SHORT=1")
+        step.own_marked(f"{mark}=1")
+        ready.set()
+        try:
+            spin(step)
+        finally:
+            alive_after.extend(filter(is_alive, pids))
+
+    assert child.stdout is not None
+    pids = [int(child.stdout.readline()) for _ in range(3)]
+    ready = threading.Event()
+    thread = begin(guard.session(name), work)
+    assert ready.wait(PATIENCE_S)
+    halt = server.halt(f"session:{name}")
+    thread.halted()
+    assert alive_after == []
+    assert server.settlement(halt)["steps_cancelled"] == 1
+    assert is_alive(bystander.pid)
+    assert _native.kill_marked(f"{mark}X=1")
+    assert bystander.wait(PATIENCE_S) == -signal.SIGKILL
+    child.communicate()
 
 
 def test_a_step_runs_a_process(guard: estoppel.Guard) -> None:
