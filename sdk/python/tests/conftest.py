@@ -7,10 +7,12 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +34,24 @@ def until(what: str, ask: Callable[[], _T | None]) -> _T:
             return answer
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.02)
+
+
+@contextmanager
+def halting_when(happens: Callable[[], object], halt: Callable[[], _T]) -> Iterator[list[_T]]:
+    """Halts, on a thread of its own, once something has happened; the list gets what came of it."""
+    came: list[_T] = []
+
+    def wait_and_halt() -> None:
+        until("what the halt is for", happens)
+        came.append(halt())
+
+    thread = threading.Thread(target=wait_and_halt)
+    thread.start()
+    try:
+        yield came
+    finally:
+        thread.join(2 * PATIENCE_S)
+    assert not thread.is_alive()
 
 
 def free_port() -> int:

@@ -18,6 +18,10 @@ import estoppel
 PAGE = Path(__file__).parents[3] / "docs/adapters.md"
 
 
+def examples_of_the_page() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
 def test_the_examples_of_the_page_run(
     server: Server,
     agent_token: str,
@@ -26,7 +30,7 @@ def test_the_examples_of_the_page_run(
     tmp_path: Path,
 ) -> None:
     """One after the other, as a reader would type them; and what they did is on record."""
-    examples = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    examples = [one for one in examples_of_the_page() if "claude_agent_sdk" not in one]
     assert len(examples) == 4
     monkeypatch.setenv("ESTOPPEL_URL", server.url)
     monkeypatch.setenv("ESTOPPEL_TOKEN", agent_token)
@@ -68,3 +72,29 @@ def test_the_examples_of_the_page_run(
     tokens = "SELECT input_tokens, output_tokens FROM audit_log WHERE action = 'model_call'"
     rows = server.rows(f"{tokens} AND params LIKE '%/v1/%' AND task_id = 'ticket-77'", 2)
     assert sorted(tuple(row) for row in rows) == [(10, 5), (812, 90)]
+
+
+def test_the_example_of_the_claude_agent_sdk_runs(
+    server: Server,
+    agent_token: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """With the guard of the page's first example; in a home and a folder of its own."""
+    import test_adapter_claude_agent  # skips where the SDK's program is missing
+
+    [example] = [one for one in examples_of_the_page() if "claude_agent_sdk" in one]
+    with running() as fake:
+        own = test_adapter_claude_agent.options(fake, tmp_path)
+        for name, value in own.env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+        list_it = {"name": "Bash", "arguments": {"command": "ls -a", "description": "lists"}}
+        fake.script({"tool_calls": [list_it]}, {"text": "Nothing."})
+        with estoppel.Guard(server.url, agent_token, agent="support") as guard:
+            assert guard.wait_ready(10)
+            exec(compile(example, PAGE.name, "exec"), {"guard": guard})
+    assert "Nothing." in capsys.readouterr().out
+    query = "SELECT decision FROM audit_log WHERE session_id = 'abc123' AND task_id = 'ticket-77'"
+    assert server.rows(f"{query} AND tool IN ('claude', 'Bash')", 2) == [["allowed"], ["allowed"]]
