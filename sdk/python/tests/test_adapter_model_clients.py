@@ -9,6 +9,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from conftest import Server, halting_when
 from fake_model import FakeModel, running
 
 import estoppel
@@ -184,3 +185,58 @@ def test_a_halt_reaches_the_sessions_client_alone(fake: FakeModel, rehearsal: Ha
     with openai.OpenAI(base_url=url, api_key="none", http_client=http_client(others)) as client:
         assert client.responses.create(model="m", input="x").output_text == "goes on"
     assert len(fake.requests()) == 1
+
+
+def is_held(fake: FakeModel) -> bool:
+    return any(asked["state"] == "held" for asked in fake.requests())
+
+
+def test_the_server_is_told_that_a_stream_of_asyncio_was_cut(
+    fake: FakeModel, guard: estoppel.Guard, server: Server, name: str
+) -> None:
+    fake.script(HELD)
+
+    async def ask() -> None:
+        async with (
+            anthropic.AsyncAnthropic(
+                base_url=fake.url, api_key="none", http_client=async_http_client(guard.session(name))
+            ) as client,
+            client.messages.stream(model="m", max_tokens=9, messages=ASKED) as stream,
+        ):
+            async for _ in stream.text_stream:
+                pass
+
+    with (
+        halting_when(lambda: is_held(fake), lambda: server.halt(f"session:{name}")) as halts,
+        pytest.raises(estoppel.Halted),
+    ):
+        asyncio.run(ask())
+    settlement = server.settlement(halts[0])
+    assert settlement["steps_cancelled"] == 1
+    assert settlement.get("not_interruptible", []) == []
+
+
+def test_the_server_is_told_that_a_synchronous_answer_runs_on(
+    fake: FakeModel, guard: estoppel.Guard, server: Server, name: str
+) -> None:
+    """A thread that waits for a socket: confirmed as what it is, and no further piece gets through."""
+    fake.script(HELD)
+
+    def halt() -> dict[str, Any]:
+        settlement = server.settlement(server.halt(f"session:{name}"))
+        fake.go_on()
+        return settlement
+
+    seen: list[str] = []
+    with (
+        halting_when(lambda: is_held(fake), halt) as settled,
+        openai.OpenAI(
+            base_url=f"{fake.url}/v1", api_key="none", http_client=http_client(guard.session(name))
+        ) as client,
+        pytest.raises(estoppel.Halted),
+    ):
+        for chunk in client.chat.completions.create(model="m", messages=ASKED, stream=True):
+            seen.append(chunk.choices[0].delta.content or "")
+    assert settled[0]["not_interruptible"] == ["a step without a tool: has not yielded"]
+    assert settled[0].get("steps_cancelled", 0) == 0
+    assert "".join(seen) == "one two "
