@@ -1,23 +1,14 @@
 //! What a step costs from its check to its record, without limits and with all of them, and what a check
 //! costs while some other task is tripped. The events go to a server in this process.
 
-#![expect(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a benchmark fails by a panic"
-)]
-
-#[path = "../tests/guard/server.rs"]
-#[expect(dead_code, reason = "a benchmark needs less of it than the tests do")]
-mod server;
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by a panic")]
 
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use estoppel_guard::{Guard, Limit, StepSpec};
 use estoppel_model::Subject;
-use server::{Server, timely};
+use estoppel_testkit::authority::{Authority, timely};
 
 /// Bounds that no run of a benchmark comes near, and all of which are looked at.
 fn all() -> Limit {
@@ -33,7 +24,7 @@ fn all() -> Limit {
     }
 }
 
-async fn connect(server: &Server, limit: Limit) -> Guard {
+async fn connect(server: &Authority, limit: Limit) -> Guard {
     let guard = Guard::builder().server(&server.url()).unwrap().token("token").limits(limit);
     let guard = guard.connect().unwrap();
     timely(guard.ready()).await;
@@ -51,7 +42,7 @@ async fn step(guard: &Guard, subject: &Subject) {
 fn bench(criterion: &mut Criterion) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let server = runtime.block_on(Server::start());
+    let server = runtime.block_on(Authority::start());
     let mut group = criterion.benchmark_group("step");
     for (name, limit) in [("without limits", Limit::default()), ("with all limits", all())] {
         let guard = runtime.block_on(connect(&server, limit));

@@ -1,5 +1,5 @@
-//! Accesses across tenants (row T2): each is recorded with both tenants, and under a `limit` order
-//! with strict tenant validation refused unless both are known and the same.
+//! Accesses across tenants (row T2): each is recorded with both tenants, and under strict tenant
+//! validation, by order or from the code, refused unless both are known and the same.
 
 use estoppel_model::{EntityId, Subject};
 use serde::Serialize;
@@ -59,7 +59,7 @@ impl Guard {
             let touched = Subject { tenant: access.accessed.clone(), ..subject.clone() };
             [&subject, &touched]
                 .iter()
-                .any(|subject| shared.view.limit(subject).tenant_validation_strict)
+                .any(|subject| shared.limit(subject).tenant_validation_strict)
         };
         let cause = shared.refusal(&subject, None).or_else(|| {
             (!access.is_within_one_tenant() && strict())

@@ -411,10 +411,8 @@ impl Shared {
                     .unwrap_or_else(PoisonError::into_inner)
                     .retain(|(_, order, _)| order.is_some());
             }
-            // Steps that were stopped stay so; tasks that were may begin anew.
-            LinkEvent::Released { orders } => self.breakers.released(&orders),
-            // The register was told of orders; actions are for hosts and gateways.
-            LinkEvent::Ordered(_) | LinkEvent::Action(_) => {}
+            // The register was told of orders and releases; actions are for hosts and gateways.
+            LinkEvent::Ordered(_) | LinkEvent::Released { .. } | LinkEvent::Action(_) => {}
         }
     }
 }

@@ -221,6 +221,11 @@ impl WorkInFlight for Stops {
         let settled = self.in_flight.ordered(order, self.mode, self.clock.boottime());
         settled.map(|(_, settlement)| settlement)
     }
+
+    /// Steps that were stopped stay so; tasks that were may begin anew.
+    fn released(&self, orders: &[OrderId]) {
+        self.breakers.released(orders);
+    }
 }
 
 #[derive(Debug, Default)]

@@ -20,7 +20,7 @@ use crate::{
 
 impl Shared {
     /// The bounds on the subject: of those of the code and those of orders the stricter.
-    fn limit(&self, subject: &Subject) -> Limit {
+    pub(crate) fn limit(&self, subject: &Subject) -> Limit {
         self.view.limit(subject).strictest(&self.own_limit)
     }
 

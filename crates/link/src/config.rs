@@ -27,6 +27,13 @@ pub trait WorkInFlight: Send + Sync {
     ///
     /// Called while the link takes the order in. It must not block, and must not call the link.
     fn stop(&self, order: &Arc<Order>) -> Option<Settlement>;
+
+    /// These orders, which were in force until now, have ended. What they stopped stays stopped.
+    ///
+    /// Called while the link takes the release in, under the same conditions.
+    fn released(&self, orders: &[OrderId]) {
+        let _ = orders;
+    }
 }
 
 impl fmt::Debug for dyn WorkInFlight {

@@ -399,7 +399,12 @@ impl Station {
                 }
                 None => self.tell(state, LinkEvent::Ordered(order)),
             },
-            Effect::Released { orders } => self.tell(state, LinkEvent::Released { orders }),
+            Effect::Released { orders } => {
+                if let Some(in_flight) = &self.owner.in_flight {
+                    in_flight.released(&orders);
+                }
+                self.tell(state, LinkEvent::Released { orders });
+            }
             Effect::Act(action) => return self.act(state, action),
             Effect::GoesOn => self.lost.notify_one(),
             Effect::BreakGlassRefused(error) => Self::glass_refused(state, error.to_string()),

@@ -1,6 +1,8 @@
 //! What a case is; `tests/conformance/README.md` says what each part means.
 
+use estoppel_guard::{Breaker, Limit};
 use estoppel_model::{EntityId, PluginRef, Subject};
+use estoppel_testkit::authority::part::Given;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -28,22 +30,13 @@ pub(super) struct GuardSpec {
     pub(super) mode: Option<String>,
     pub(super) on_lost: Option<String>,
     pub(super) tenant: Option<EntityId>,
+    pub(super) limits: Limit,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Action {
-    Order {
-        name: String,
-        kind: String,
-        scope: Value,
-        at: Option<i64>,
-        reason: Option<String>,
-        by: Option<String>,
-        tenant: Option<EntityId>,
-        destination: Option<String>,
-        ends: Option<Vec<String>>,
-    },
+    Order(Given),
     Check {
         subject: Subject,
         verdict: Verdict,
@@ -60,12 +53,33 @@ pub(super) enum Action {
     End {
         step: String,
     },
+    Call {
+        subject: Subject,
+        tool: Option<String>,
+        params: Option<Value>,
+        result: Option<Value>,
+        error: Option<String>,
+        #[serde(default)]
+        tokens: u64,
+        #[serde(default)]
+        cost: f64,
+        #[serde(default = "once")]
+        times: u32,
+        verdict: Verdict,
+    },
+    Access {
+        subject: Subject,
+        requester: Option<EntityId>,
+        accessed: Option<EntityId>,
+        verdict: Verdict,
+    },
     Expect {
         step: String,
         state: State,
         order: Option<String>,
         reason: Option<String>,
         message: Option<String>,
+        limit: Option<Over>,
     },
     Settled {
         order: String,
@@ -83,6 +97,9 @@ pub(super) enum Action {
         stop: bool,
     },
     Silence {
+        seconds: u64,
+    },
+    Pass {
         seconds: u64,
     },
     Answer {},
@@ -120,7 +137,22 @@ pub(super) struct Refusal {
     pub(super) message: Option<String>,
     pub(super) why: Option<String>,
     pub(super) by: Option<String>,
-    pub(super) since: Option<i64>,
+    pub(super) since: Option<u64>,
+    pub(super) limit: Option<Over>,
+}
+
+/// Over which limit a task is.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Over {
+    pub(super) breaker: Breaker,
+    pub(super) max: f64,
+    pub(super) value: Option<f64>,
+    pub(super) period: Option<u8>,
+}
+
+const fn once() -> u32 {
+    1
 }
 
 impl Case {
@@ -137,7 +169,10 @@ impl Action {
     /// Turns the expectation round; whether there is one.
     fn turn_round(&mut self) -> bool {
         match self {
-            Self::Check { verdict, .. } | Self::Begin { verdict, .. } => *verdict = verdict.other(),
+            Self::Check { verdict, .. }
+            | Self::Begin { verdict, .. }
+            | Self::Call { verdict, .. }
+            | Self::Access { verdict, .. } => *verdict = verdict.other(),
             Self::Expect { state: State::Running, .. } => return false,
             Self::Expect { state, .. } => {
                 *state = if *state == State::Finished { State::Cancelled } else { State::Finished };
@@ -153,9 +188,13 @@ impl Action {
 }
 
 impl Verdict {
-    /// Another verdict: of a refusal by order, one by another order.
+    /// Another verdict: of a refusal by order, one by another order; of one for a limit, one for another.
     fn other(&self) -> Self {
         match self {
+            Self::Denied(refusal) if let Some(over) = &refusal.limit => {
+                let limit = Some(Over { max: over.max + 1.0, ..over.clone() });
+                Self::Denied(Refusal { limit, ..refusal.clone() })
+            }
             Self::Denied(refusal) if refusal.order.is_some() => {
                 let order = Some("another".to_owned());
                 Self::Denied(Refusal { order, ..refusal.clone() })
@@ -168,6 +207,7 @@ impl Verdict {
                 why: None,
                 by: None,
                 since: None,
+                limit: None,
             }),
         }
     }

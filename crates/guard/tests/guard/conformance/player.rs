@@ -6,25 +6,16 @@ use std::{
     time::Duration,
 };
 
-use estoppel_guard::{Denied, Guard, KillSwitch, Mode, OnLost, StepError, StepHandle, StepSpec};
-use estoppel_killswitch::server::{HaltProgress, SwitchConfig};
-use estoppel_model::{Clock, OrderId, Scope, Subject, Timestamp};
-use serde_json::json;
+use estoppel_guard::{
+    Access, Denied, Guard, KillSwitch, Mode, OnLost, StepError, StepHandle, StepSpec, Usage,
+};
+use estoppel_model::{Clock, Excess, Scope, Subject};
+use estoppel_testkit::authority::part::{EPOCH, LastWord, Part};
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::task::TaskTracker;
 
-use super::case::{Action, Case, Refusal, State, Verdict};
-use crate::{
-    Jumping,
-    server::{Server, timely},
-};
-
-/// The instant from which a case's times count.
-const BASE_MICROS: i64 = 1_770_260_400_000_000;
-/// When orders are given that do not say when, in seconds from there: later than those that do.
-const UNTIMED_S: i64 = 1_000;
-/// Often, so that a new lease is soon there.
-const PING: Duration = Duration::from_millis(20);
+use super::case::{Action, Case, Over, Refusal, State, Verdict};
+use crate::{Jumping, server::timely};
 
 /// Plays a case to its end.
 ///
@@ -46,19 +37,16 @@ struct Step {
 }
 
 struct Player {
-    server: Server,
+    server: Part,
     guard: Guard,
     kill_switch: KillSwitch,
     clock: Arc<Jumping>,
-    ids: HashMap<String, OrderId>,
-    given: i64,
     steps: HashMap<String, Step>,
 }
 
 impl Player {
     async fn start(case: &Case) -> Self {
-        let config = SwitchConfig { lease: Duration::from_secs(15), ping: PING };
-        let server = Server::start_for(config, case.guard.tenant.clone()).await;
+        let server = Part::start(case.guard.tenant.clone()).await;
         let clock = Arc::new(Jumping::default());
         let mode = match case.guard.mode.as_deref() {
             None => Mode::Enforce,
@@ -76,19 +64,21 @@ impl Player {
             .token("token")
             .mode(mode)
             .on_lost(on_lost)
+            .limits(case.guard.limits.clone())
             .clock(Arc::clone(&clock) as Arc<dyn Clock>)
             .connect()
             .unwrap();
         timely(guard.ready()).await;
-        server.until_enforced().await;
+        server.enforced().await;
         let kill_switch = guard.kill_switch();
-        let (ids, steps) = (HashMap::new(), HashMap::new());
-        Self { server, guard, kill_switch, clock, ids, given: 0, steps }
+        Self { server, guard, kill_switch, clock, steps: HashMap::new() }
     }
 
     async fn act(&mut self, action: &Action) -> Result<(), String> {
         match action {
-            Action::Order { .. } => self.order(action).await,
+            Action::Order(given) => {
+                self.server.give(given).await;
+            }
             Action::Check { subject, verdict } => {
                 return self.is_verdict(verdict, self.guard.check(subject).err().as_ref());
             }
@@ -97,31 +87,46 @@ impl Player {
                 // Who was stopped hears it no more.
                 let _ = self.step(step).end.take().unwrap().send(());
             }
-            Action::Expect { step, state, order, reason, message } => {
+            Action::Call { times, verdict, .. } => {
+                for turn in 1..=*times {
+                    let called = self.call(action).await;
+                    let denied = called.as_ref().err().and_then(StepError::denied);
+                    let is = self.is_verdict(verdict, denied);
+                    is.map_err(|error| format!("call {turn}: {error}"))?;
+                }
+            }
+            Action::Access { subject, requester, accessed, verdict } => {
+                let access = Access::new("read", requester.clone(), accessed.clone());
+                let denied = self.guard.access(subject, access).err();
+                return self.is_verdict(verdict, denied.as_ref());
+            }
+            Action::Expect { step, state, order, reason, message, limit } => {
                 let found = self.state(step, *state).await;
                 let ended = found.as_ref().and_then(|ended| ended.as_ref().err());
                 let is = state_of(found.as_ref());
                 expect("the step's state", state, &is)?;
                 if let Some(denied) = ended.and_then(StepError::denied) {
                     let reason = reason.as_deref().unwrap_or("halted").to_owned();
-                    let (order, message) = (order.clone(), message.clone());
-                    let expected =
-                        Refusal { reason, order, message, why: None, by: None, since: None };
+                    let expected = Refusal {
+                        reason,
+                        order: order.clone(),
+                        message: message.clone(),
+                        limit: limit.clone(),
+                        why: None,
+                        by: None,
+                        since: None,
+                    };
                     return self.is_refusal(&expected, denied);
                 }
             }
             Action::Settled { order, cancelled, not_interruptible, observed_only } => {
-                let id = self.ids[order];
-                let progress = self.server.until(id, has_settled).await;
-                let settlement = &progress.enforcers[0].settlement;
-                let named: Vec<&str> = settlement
-                    .not_interruptible
-                    .iter()
-                    .map(|name| name.split_once(':').unwrap().0)
-                    .collect();
-                expect("steps cancelled", cancelled, &settlement.steps_cancelled)?;
-                expect("not interruptible", &not_interruptible.as_slice(), &named.as_slice())?;
-                expect("observed only", observed_only, &settlement.observed_only)?;
+                let found = self.server.last_word(order).await?;
+                let expected = LastWord {
+                    cancelled: *cancelled,
+                    not_interruptible: not_interruptible.clone(),
+                    observed_only: *observed_only,
+                };
+                return expect("the last word", &expected, &found);
             }
             Action::Scope { text, valid } => {
                 return expect("validity", valid, &text.parse::<Scope>().is_ok());
@@ -143,55 +148,13 @@ impl Player {
                 })
                 .await;
             }
-            Action::Reconnect {} => {
-                self.server.cut();
-                self.has_arrived().await;
+            Action::Pass { seconds } => {
+                self.clock.0.fetch_add(*seconds, Relaxed);
             }
-            Action::Forget {} => {
-                self.server.forget();
-                self.server.until_enforced().await;
-                self.has_arrived().await;
-            }
+            Action::Reconnect {} => self.server.reconnect().await,
+            Action::Forget {} => self.server.forget().await,
         }
         Ok(())
-    }
-
-    /// Waits until the guard has all that was ordered: frames keep their order.
-    async fn has_arrived(&self) {
-        let last = self.server.halt(&format!("session:conformance-{}", OrderId::new()));
-        self.server.until(last, has_settled).await;
-    }
-
-    fn id(&mut self, name: &str) -> OrderId {
-        *self.ids.entry(name.to_owned()).or_default()
-    }
-
-    async fn order(&mut self, action: &Action) {
-        let Action::Order { name, kind, scope, at, reason, by, tenant, destination, ends } = action
-        else {
-            return;
-        };
-        self.given += 1;
-        let at = at.unwrap_or(UNTIMED_S + self.given);
-        let mut order = json!({
-            "id": self.id(name),
-            "scope": scope,
-            "reason": reason.as_deref().unwrap_or("conformance"),
-            "issued_by": by.as_deref().unwrap_or("alice"),
-            "issued_at": timestamp(at),
-            "kind": kind,
-        });
-        if let Some(tenant) = tenant {
-            order["tenant"] = json!(tenant);
-        }
-        if let Some(destination) = destination {
-            order["destination"] = json!(destination);
-        }
-        if let Some(ends) = ends {
-            order["orders"] = ends.iter().map(|name| json!(self.id(name))).collect();
-        }
-        self.server.give(order.to_string());
-        self.has_arrived().await;
     }
 
     async fn begin(
@@ -231,6 +194,34 @@ impl Player {
         }
     }
 
+    /// A step whose work is over at once.
+    async fn call(&self, action: &Action) -> Result<(), StepError> {
+        let Action::Call { subject, tool, params, result, error, tokens, cost, .. } = action else {
+            unreachable!("only this action is a call")
+        };
+        let mut spec = match tool {
+            Some(tool) => StepSpec::tool(tool).unwrap(),
+            None => StepSpec::action("model_call"),
+        };
+        if let Some(params) = params {
+            spec = spec.params(params);
+        }
+        let work = async |step: StepHandle| {
+            if let Some(result) = result {
+                step.record_result(result);
+            }
+            if let Some(error) = error {
+                step.record_error(error);
+            }
+            step.record_usage(Usage {
+                output_tokens: Some(*tokens),
+                estimated_cost: Some(*cost),
+                ..Usage::default()
+            });
+        };
+        self.guard.step(subject, spec, work).await
+    }
+
     fn step(&mut self, name: &str) -> &mut Step {
         self.steps.get_mut(name).unwrap()
     }
@@ -259,7 +250,7 @@ impl Player {
     fn is_refusal(&self, expected: &Refusal, denied: &Denied) -> Result<(), String> {
         let order = denied.order.as_deref();
         expect("reason", &expected.reason.as_str(), &denied.reason.as_str())?;
-        let id = expected.order.as_ref().map(|name| self.ids.get(name).copied());
+        let id = expected.order.as_ref().map(|name| self.server.id(name));
         expect("order", &id, &order.map(|order| Some(order.id)))?;
         if let Some(message) = &expected.message {
             expect("message", &message.as_str(), &denied.message.as_ref())?;
@@ -270,16 +261,23 @@ impl Player {
         if let Some(by) = &expected.by {
             expect("by", &Some(by.as_str()), &order.map(|order| order.issued_by.as_str()))?;
         }
-        match expected.since {
-            Some(at) => expect("since", &Some(timestamp(at)), &order.map(|order| order.issued_at)),
-            None => Ok(()),
+        if let Some(at) = expected.since {
+            let since = EPOCH + Duration::from_secs(at);
+            expect("since", &Some(since), &order.map(|order| order.issued_at))?;
+        }
+        match (&expected.limit, denied.limit.as_deref()) {
+            (None, None) => Ok(()),
+            (Some(expected), Some(found)) => is_over(expected, found),
+            (_, found) => Err(format!("limit: found {found:?}")),
         }
     }
 }
 
-/// Whether the guard has said its last word; one that only observes settles nothing.
-fn has_settled(progress: &HaltProgress) -> bool {
-    progress.settled + progress.observing == 1
+fn is_over(expected: &Over, found: &Excess) -> Result<(), String> {
+    expect("breaker", &expected.breaker, &found.breaker)?;
+    expect("max", &expected.max, &found.max)?;
+    expect("period", &expected.period, &found.period)?;
+    expected.value.map_or(Ok(()), |value| expect("value", &value, &found.value))
 }
 
 fn step_of(action: &Action) -> (Subject, StepSpec, bool) {
@@ -305,10 +303,6 @@ fn state_of(ended: Option<&Result<(), StepError>>) -> State {
         Some(Err(StepError::Withheld(_))) => State::Withheld,
         Some(Err(other)) => panic!("no state: {other:?}"),
     }
-}
-
-const fn timestamp(at: i64) -> Timestamp {
-    Timestamp::from_micros(BASE_MICROS + at * 1_000_000)
 }
 
 /// An error unless what was found is what was expected.
