@@ -16,8 +16,8 @@ use std::{
     time::Duration,
 };
 
-use estoppel_guard::{ConnectError, EventBuffer, Guard, Mode, OnLost, Texts};
-use estoppel_model::{EntityId, Secret};
+use estoppel_guard::{ConnectError, EventBuffer, Guard, Limit, Mode, OnLost, Texts};
+use estoppel_model::{Clock, EntityId, Secret};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::interrupt::Interrupter;
@@ -43,9 +43,11 @@ pub(crate) struct Settings {
     pub(crate) name: Option<String>,
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) mode: Mode,
+    pub(crate) limit: Limit,
     pub(crate) on_lost: OnLost,
     pub(crate) events: EventBuffer,
     pub(crate) texts: Texts,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 /// Why a guard cannot be started.
@@ -139,6 +141,8 @@ impl Settings {
     fn connect(self) -> Result<Guard, ConnectError> {
         let mut builder = Guard::builder()
             .mode(self.mode)
+            .limits(self.limit)
+            .clock(self.clock)
             .on_lost(self.on_lost)
             .events(self.events)
             .texts(self.texts);

@@ -10,9 +10,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use estoppel_guard::{EventBuffer, Mode, OnLost, Texts, WhenFull};
+use estoppel_guard::{EventBuffer, Limit, Mode, OnLost, Texts, WhenFull};
 use estoppel_model::{
-    Actor, Clock as _, EntityId, Order, OrderBody, OrderId, Scope, ScopeSet, Secret, SystemClock,
+    Actor, Clock, EntityId, Order, OrderBody, OrderId, Scope, ScopeSet, Secret, SystemClock,
 };
 use pyo3::{
     exceptions::{PyRuntimeError, PyValueError},
@@ -20,6 +20,7 @@ use pyo3::{
 };
 
 use crate::{
+    clock::Ahead,
     core::{Core, Settings},
     session,
 };
@@ -43,10 +44,22 @@ struct Rehearsal {
     scope: String,
     by: String,
     steps: AtomicU64,
+    clock: Arc<Ahead>,
 }
 
 fn value_error(error: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(error.to_string())
+}
+
+/// Reads bounds of Python's, as JSON.
+pub(crate) fn read_limits(json: &str) -> PyResult<Limit> {
+    let limit: Limit = serde_json::from_str(json).map_err(value_error)?;
+    match limit.cost_usd_max {
+        Some(cost) if cost < 0.0 => {
+            Err(value_error(format!("cost_usd_max is {cost}: write an amount from 0")))
+        }
+        _ => Ok(limit),
+    }
 }
 
 /// Reads one of two words.
@@ -63,7 +76,7 @@ fn one_of<T>(name: &str, word: &str, choices: [(&str, T); 2]) -> PyResult<T> {
 impl Guard {
     #[new]
     #[pyo3(signature = (*, servers, token, agent, mode, state_dir, on_lost, when_full, ca, name,
-        text_global, text_other, rehearsal))]
+        text_global, text_other, limits, rehearsal))]
     #[expect(clippy::too_many_arguments, reason = "they are Python's, by name")]
     fn new(
         py: Python<'_>,
@@ -78,12 +91,24 @@ impl Guard {
         name: Option<String>,
         text_global: Option<String>,
         text_other: Option<String>,
+        limits: Option<&str>,
         rehearsal: Option<(u64, String, String)>,
     ) -> PyResult<Self> {
         let modes = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
         let losts = [("refuse", OnLost::Refuse), ("allow", OnLost::Allow)];
         let fulls = [("drop", WhenFull::Drop), ("refuse", WhenFull::Refuse)];
         let texts = Texts::default();
+        let rehearsal = rehearsal.map(|(at_step, scope, by)| Rehearsal {
+            at_step,
+            scope,
+            by,
+            steps: AtomicU64::new(0),
+            clock: Arc::default(),
+        });
+        let clock: Arc<dyn Clock> = match &rehearsal {
+            Some(rehearsal) => Arc::<Ahead>::clone(&rehearsal.clock),
+            None => Arc::new(SystemClock),
+        };
         let settings = Settings {
             servers,
             token: token.map(Secret::new),
@@ -92,6 +117,7 @@ impl Guard {
             name,
             state_dir,
             mode: one_of("mode", mode, modes)?,
+            limit: limits.map(read_limits).transpose()?.unwrap_or_default(),
             on_lost: one_of("on_lost", on_lost, losts)?,
             events: EventBuffer {
                 when_full: one_of("when_full", when_full, fulls)?,
@@ -101,16 +127,11 @@ impl Guard {
                 global: text_global.map_or(texts.global, Into::into),
                 other: text_other.map_or(texts.other, Into::into),
             },
+            clock,
         };
         let starting = settings.clone();
         // It may read what was kept over a restart.
         let core = py.detach(|| Core::start(starting)).map_err(value_error)?;
-        let rehearsal = rehearsal.map(|(at_step, scope, by)| Rehearsal {
-            at_step,
-            scope,
-            by,
-            steps: AtomicU64::new(0),
-        });
         Ok(Self { settings, core: ArcSwap::new(core), rehearsal })
     }
 
@@ -171,6 +192,9 @@ impl Guard {
         Ok(serde_json::json!({
             "enforcer": status.enforcer,
             "connected_to": status.connected_to.as_ref().map(ToString::to_string),
+            "lease_left_s": status
+                .lease_until
+                .map(|until| until.since(self.settings.clock.boottime()).as_secs_f64()),
             "orders_in_force": status.orders_in_force,
             "problem": status.problem,
             "events": status.events,
@@ -185,6 +209,14 @@ impl Guard {
             py.detach(|| core.close());
         }
         leave_to_parent(core);
+    }
+
+    /// Lets time pass on the clock of a guard for tests.
+    fn let_pass(&self, seconds: u64) -> PyResult<()> {
+        let rehearsal = self.rehearsal.as_ref();
+        let rehearsal = rehearsal.ok_or_else(|| value_error("the clock is the machine's"))?;
+        rehearsal.clock.let_pass(Duration::from_secs(seconds));
+        Ok(())
     }
 
     /// How many steps have begun or were refused; of a guard for tests.

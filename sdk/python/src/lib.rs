@@ -6,6 +6,7 @@
 //!
 //! It is an implementation detail: what users may rely on is the package around it.
 
+mod clock;
 mod core;
 mod guard;
 mod halted;
@@ -21,7 +22,7 @@ use pyo3::{exceptions::PyValueError, prelude::*};
 /// The native module.
 #[pymodule(name = "_native")]
 mod native {
-    use super::{PyResult, PyValueError, Python, core, halted, interrupt, marked, pyfunction};
+    use super::{PyResult, PyValueError, Python, core, guard, halted, interrupt, marked, pyfunction};
 
     #[pymodule_export]
     use super::{guard::Guard, session::Session, step::Step};
@@ -51,6 +52,12 @@ mod native {
         let mark = marked::Mark::new(mark)
             .ok_or_else(|| PyValueError::new_err("write a long NAME=VALUE of your own"))?;
         Ok(py.detach(|| marked::kill(&mark, interrupt::KILL_MAX).all))
+    }
+
+    /// Reads bounds, as JSON, without setting them. Raises `ValueError` when they are none.
+    #[pyfunction]
+    fn check_limits(json: &str) -> PyResult<()> {
+        guard::read_limits(json).map(drop)
     }
 
     /// Whether the module was built for release: what is measured with another is no figure.

@@ -22,7 +22,7 @@ pub(crate) fn id(text: Option<&str>) -> PyResult<Option<EntityId>> {
 #[pymethods]
 impl Session {
     #[new]
-    #[pyo3(signature = (guard, id=None, *, user=None, tenant=None, task=None, component=None))]
+    #[pyo3(signature = (guard, id=None, *, user=None, tenant=None, task=None, component=None, agent=None))]
     fn new(
         guard: Py<Guard>,
         id: Option<&str>,
@@ -30,9 +30,10 @@ impl Session {
         tenant: Option<&str>,
         task: Option<&str>,
         component: Option<&str>,
+        agent: Option<&str>,
     ) -> PyResult<Self> {
         let subject = Subject {
-            agent: guard.get().agent().cloned(),
+            agent: self::id(agent)?.or_else(|| guard.get().agent().cloned()),
             session: self::id(id)?,
             user: self::id(user)?,
             tenant: self::id(tenant)?,
@@ -113,6 +114,12 @@ impl Session {
     #[getter]
     fn tenant(&self) -> Option<&str> {
         self.subject.tenant.as_ref().map(EntityId::as_str)
+    }
+
+    /// The agent.
+    #[getter]
+    fn agent(&self) -> Option<&str> {
+        self.subject.agent.as_ref().map(EntityId::as_str)
     }
 
     /// The task.

@@ -62,9 +62,10 @@ def free_port() -> int:
 class Server:
     """The server as users start it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, gateway: bool = False) -> None:
         self.folder = folder
         self.port = free_port()
+        self.gateway_port = free_port() if gateway else None
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -74,9 +75,12 @@ class Server:
     def start(self) -> None:
         binary = os.environ["ESTOPPEL_BINARY"]
         address = f"127.0.0.1:{self.port}"
+        gateway = ["--no-gateway"]
+        if self.gateway_port is not None:
+            gateway = ["--gateway-listen", f"127.0.0.1:{self.gateway_port}"]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [binary, "serve", "--listen", address, "--no-gateway", "--data", self.folder / "data"],
+                [binary, "serve", "--listen", address, *gateway, "--data", self.folder / "data"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ctypes
 import json
 import os
@@ -397,6 +398,71 @@ def test_a_blocked_socket_read_is_not_interruptible(
     assert row == ["cancelled"]
     settlement = server.settlement(halt)
     assert settlement.get("steps_cancelled", 0) == 0, "the first word stays"
+
+
+def test_a_blocked_socket_read_is_cut_by_the_gateway(
+    tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    """Nothing inside of the process ends the read; the gateway on its way does, and says so.
+
+    Which of the two hears of the halt first is open: the work may see the cut before the guard does.
+    """
+    own = Server(tmp_path_factory.mktemp("gateway"), gateway=True)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            # It accepts, and never answers.
+            destination = f"127.0.0.1:{silent.getsockname()[1]}"
+            own.api("PUT", "/v1/allowlist", {"domains": [destination]})
+            minted = own.api("POST", "/v1/gateway/credentials", {"subject": {"session": name}})
+            credential = base64.b64encode(f"estoppel:{minted['credential']}".encode()).decode()
+            reads: list[bytes] = []
+
+            def ask(path: str) -> socket.socket:
+                way = socket.create_connection(("127.0.0.1", own.gateway_port or 0))
+                way.sendall(
+                    f"GET http://{destination}{path} HTTP/1.1\r\nHost: {destination}\r\n"
+                    f"Proxy-Authorization: Basic {credential}\r\n\r\n".encode()
+                )
+                return way
+
+            def asked_for(path: bytes) -> socket.socket:
+                silent.settimeout(PATIENCE_S)
+                while True:
+                    far = silent.accept()[0]
+                    if path in far.recv(1024):
+                        return far
+                    far.close()
+
+            def knows_the_list() -> bool:
+                try:
+                    with ask("/probe"):
+                        silent.settimeout(1)
+                        silent.accept()[0].close()
+                except (ConnectionRefusedError, TimeoutError):
+                    return False
+                return True
+
+            until("the gateway to know its list", knows_the_list)
+            with ask("/work") as way, estoppel.Guard(own.url, own.token("a", "agent")) as guard:
+                assert guard.wait_ready(PATIENCE_S)
+                # The exception may come at any bytecode, also while a `with` of the thread closes things.
+                thread = begin(guard.session(name), lambda _: reads.append(way.recv(1024)))
+                with asked_for(b"/work"):
+                    halt = own.halt(f"session:{name}")
+                    thread.join(PATIENCE_S)
+                    # Until here the far end has not sent a byte.
+                    assert isinstance(thread.error, (estoppel.Halted, ConnectionResetError))
+                    assert not reads and not thread.after
+                assert until("the refusal", lambda: not thread.session.allowed())
+
+                def cut() -> bool:
+                    enforcers = own.api("GET", f"/v1/halts/{halt}")["enforcers"]
+                    settled = [one["settlement"] for one in enforcers if one.get("settlement")]
+                    return any(one.get("connections_cut") == 1 for one in settled)
+
+                until("the gateway's word", cut)
+    finally:
+        own.stop()
 
 
 def test_work_that_is_declared_is_not_interrupted(

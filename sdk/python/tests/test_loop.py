@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 from datetime import datetime, timezone
@@ -10,6 +11,7 @@ import pytest
 from conftest import PATIENCE_S, Server, until
 
 import estoppel
+from estoppel.testing import halting_guard
 
 
 def refused(guard: estoppel.Guard, session: str) -> estoppel.Halted:
@@ -129,6 +131,50 @@ def test_a_decorated_function_is_a_step_for_each_call(
     ]
     assert [row[1] for row in rows] == ["3", "7"]
     assert add.__name__ == "add"
+
+
+def test_a_decorated_coroutine_leaves_its_record(
+    guard: estoppel.Guard, server: Server, name: str
+) -> None:
+    @guard.step("summarise", plugin="writer", plugin_version="1.4")
+    async def summarise(text: str, *, words: int = 3) -> str:
+        await asyncio.sleep(0)
+        return " ".join(text.split()[:words])
+
+    async def agent() -> list[str]:
+        with guard.session(name):
+            return list(await asyncio.gather(summarise("a b c d"), summarise("e f", words=1)))
+
+    assert asyncio.run(agent()) == ["a b c", "e"]
+    rows = server.rows(
+        "SELECT params, result, plugin, plugin_version, decision FROM audit_log"
+        f" WHERE session_id = '{name}' ORDER BY result",
+        2,
+    )
+    assert [json.loads(row[0]) for row in rows] == [{"text": "a b c d"}, {"text": "e f", "words": 1}]
+    assert [row[1:] for row in rows] == [
+        ["a b c", "writer", "1.4", "allowed"],
+        ["e", "writer", "1.4", "allowed"],
+    ]
+
+
+def test_a_rehearsal_halts_at_its_step() -> None:
+    """Without a server: in the midst of that step, and from then on; other scopes go on."""
+    begun = []
+    with halting_guard(at_step=3, scope="session:a") as rehearsal:
+        with pytest.raises(estoppel.Halted) as caught:
+            while True:
+                with rehearsal.session("a").step("work"):
+                    begun.append(rehearsal.steps)
+                    for _ in range(10_000_000 if rehearsal.steps == 3 else 0):
+                        pass
+        assert begun in ([1, 2], [1, 2, 3])
+        assert rehearsal.steps == 3
+        assert caught.value.order is not None
+        assert caught.value.order.by == "local:testing@localhost"
+        assert not rehearsal.session("a").allowed()
+        with rehearsal.session("b").step("work"):
+            pass
 
 
 def test_what_a_step_failed_with_is_recorded(guard: estoppel.Guard, server: Server, name: str) -> None:

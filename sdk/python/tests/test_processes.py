@@ -75,6 +75,45 @@ def test_what_no_server_takes_is_on_disk_for_the_next_start(
     server.rows(f"SELECT tool FROM audit_log WHERE session_id = '{name}' AND tool = 'away'")
 
 
+def test_nothing_is_lost_while_the_server_is_away_for_an_hour(
+    tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    """The hour by its events: as many as an agent leaves that takes three steps a second."""
+    steps = 3 * 3_600
+    own = Server(tmp_path_factory.mktemp("away"))
+    token = own.token("a", "agent")
+    state = {"ESTOPPEL_STATE_DIR": str(tmp_path_factory.mktemp("state"))}
+    try:
+        own.stop()
+        code = f"""
+            guard = estoppel.Guard(on_lost="allow")
+            session = guard.session(sys.argv[1])
+            for number in range({steps}):
+                with session.step("away", {{"number": number}}) as step:
+                    step.result("as large as what an agent's tools return: " + "x" * 200)
+            guard.close()
+            print(guard.status().events_lost)
+        """
+        assert run(own, token, code, name, **state) == "0\n"
+        own.start()
+        delivered = run(
+            own,
+            token,
+            """
+            guard = estoppel.Guard()
+            assert guard.wait_ready(30)
+            until(lambda: not guard.status().events_spooled)
+            print(guard.status().events_delivered, guard.status().events_lost)
+            """,
+            **state,
+        )
+        assert delivered == f"{steps} 0\n"
+        query = f"SELECT count(DISTINCT params), count(*) FROM audit_log WHERE session_id = '{name}'"
+        assert own.sql(query) == [[steps, steps]]
+    finally:
+        own.stop()
+
+
 def test_a_halted_process_ends_with_a_traceback_and_no_noise(server: Server, agent_token: str, name: str) -> None:
     server.halt(f"session:{name}")
     printed = run(
@@ -295,6 +334,55 @@ def test_a_cell_of_a_notebook_runs_in_a_loop(server: Server, agent_token: str, n
     assert printed == "done\n"
     rows = server.rows(f"SELECT tool FROM audit_log WHERE session_id = '{name}' ORDER BY timestamp", 2)
     assert rows == [["cell"], ["awaited"]]
+
+
+def test_a_kernel_of_jupyter_outlives_a_halt(server: Server, agent_token: str, name: str) -> None:
+    """A cell that awaits is ended in its midst, one that does not when it asks; the next cell runs."""
+    pytest.importorskip("ipykernel")
+    notebook = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent("""
+            import signal, sys
+            signal.alarm(100)
+            from jupyter_client.manager import start_new_kernel
+            manager, client = start_new_kernel()
+            def tell(message):
+                if message["msg_type"] == "stream":
+                    print(message["content"]["text"].strip(), flush=True)
+            def run(cell):
+                answer = client.execute_interactive(cell, timeout=50, output_hook=tell)["content"]
+                print(answer.get("ename", answer["status"]), flush=True)
+            awaited, busy = sys.argv[1:]
+            run("import asyncio, estoppel; guard = estoppel.Guard(); assert guard.wait_ready(30)")
+            run(f"async with guard.session({awaited!r}).step('cell'):\\n"
+                "    print('begun', flush=True)\\n    await asyncio.sleep(50)")
+            run("await asyncio.sleep(0); guard.check()")
+            run(f"with guard.session({busy!r}).step('cell') as step:\\n"
+                "    print('begun', flush=True)\\n    while not step.stopped: pass")
+            run("await asyncio.sleep(0); guard.check()")
+            client.stop_channels()
+            manager.shutdown_kernel()
+            """),
+            f"{name}-awaited",
+            f"{name}-busy",
+        ],
+        env={**os.environ, "ESTOPPEL_URL": server.url, "ESTOPPEL_TOKEN": agent_token},
+        stdout=subprocess.PIPE,
+        # The kernel says there what it thinks of TCP.
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert notebook.stdout is not None
+    said = [line.strip() for line in (notebook.stdout.readline(), notebook.stdout.readline())]
+    assert said == ["ok", "begun"]
+    halt = server.halt(f"session:{name}-awaited")
+    assert [notebook.stdout.readline().strip() for _ in range(3)] == ["Halted", "ok", "begun"]
+    assert server.settlement(halt)["steps_cancelled"] == 1
+    server.halt(f"session:{name}-busy")
+    assert notebook.communicate(timeout=PATIENCE_S)[0] == "Halted\nok\n"
+    assert notebook.returncode == 0
 
 
 def test_a_guard_of_a_killed_server_ends_in_time(agent_token: str, tmp_path_factory: pytest.TempPathFactory) -> None:

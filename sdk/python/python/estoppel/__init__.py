@@ -12,9 +12,10 @@ midst. ``Halted`` is a ``BaseException``: ``except Exception`` does not swallow 
 """
 
 from estoppel._guard import Guard, Status, current_session
-from estoppel._halted import Halted, Order
+from estoppel._halted import Excess, Halted, Order
 from estoppel._imports import guard_imports
 from estoppel._killswitch import KillSwitch
+from estoppel._limits import Limits
 from estoppel._native import version as _version
 from estoppel._session import Session
 from estoppel._step import Step
@@ -22,9 +23,11 @@ from estoppel._step import Step
 __version__ = _version()
 
 __all__ = [
+    "Excess",
     "Guard",
     "Halted",
     "KillSwitch",
+    "Limits",
     "Order",
     "Session",
     "Status",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, NoReturn
 
-from estoppel import _native
+from estoppel import _native, _limits
+from estoppel._limits import Limits
 from estoppel._session import Session, current
 from estoppel._step import Step
 
@@ -57,6 +58,8 @@ class Status:
     """The guard's id, as in ``estoppel status``."""
     connected_to: str | None
     """The server that it is connected to and in step with."""
+    lease_left_s: float | None
+    """For how many seconds it goes on without an answer of a server; none before the first one."""
     orders_in_force: int
     """How many orders are in force."""
     problem: str | None
@@ -76,14 +79,15 @@ class Guard:
 
     What is left out is taken from the environment: ``ESTOPPEL_URL`` (several servers of one deployment
     separated by commas), ``ESTOPPEL_TOKEN``, ``ESTOPPEL_MODE``, ``ESTOPPEL_STATE_DIR``,
-    ``ESTOPPEL_CA``.
+    ``ESTOPPEL_CA``, ``ESTOPPEL_LIMITS`` (JSON with the names of :class:`estoppel.Limits`).
 
     ``agent``: the name of this agent. ``mode``: ``"enforce"``, or ``"observe"`` to only record what
     would have been stopped. ``state_dir``: a folder of this process alone, in which orders and events
     outlast a restart and an outage; without one they are in memory. ``on_lost``: whether the agent goes
     on (``"allow"``) while no server answers; it does not know then of a halt. ``when_full``: whether
     events that find no room are dropped and counted, or steps are refused before it comes to that.
-    ``ca``: a file of certificates that may vouch for the servers. ``text_global``, ``text_other``: the
+    ``limits``: the most that each task may do; of these and of orders the stricter holds. ``ca``: a
+    file of certificates that may vouch for the servers. ``text_global``, ``text_other``: the
     texts of :class:`estoppel.Halted` for a global halt and for all others.
 
     A guard runs until :meth:`close`, which the end of the interpreter calls. After a fork the child has
@@ -107,6 +111,7 @@ class Guard:
         name: str | None = None,
         text_global: str | None = None,
         text_other: str | None = None,
+        limits: Limits | None = None,
     ) -> None:
         def given(value: str | os.PathLike[str] | None, variable: str) -> str | None:
             value = os.environ.get(variable) if value is None else os.fspath(value)
@@ -125,6 +130,7 @@ class Guard:
             name=name,
             text_global=text_global,
             text_other=text_other,
+            limits=_limits.in_force(limits),
             rehearsal=getattr(self, "_rehearsal", None),
         )
         self._base = Session(self._native)
@@ -139,10 +145,14 @@ class Guard:
         tenant: str | None = None,
         task: str | None = None,
         component: str | None = None,
+        agent: str | None = None,
     ) -> Session:
-        """A session of this agent, for a user, tenant, task or part of the product where they are known."""
+        """A session of this agent, for a user, tenant, task or part of the product where they are known.
+
+        ``agent``: the sub-agent that acts in it, where it is not the guard's own.
+        """
         return Session(
-            self._native, id, user=user, tenant=tenant, task=task, component=component
+            self._native, id, user=user, tenant=tenant, task=task, component=component, agent=agent
         )
 
     def step(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from estoppel import _native
 
@@ -30,6 +30,25 @@ class Order:
     """The incident that it belongs to."""
 
 
+Breaker = Literal[
+    "steps", "wall_clock", "cost", "tokens", "concurrency", "errors_in_a_row", "identical_calls"
+]
+
+
+@dataclass(frozen=True)
+class Excess:
+    """The limit that a task is over, and by what."""
+
+    breaker: Breaker
+    """Which bound of :class:`estoppel.Limits`: ``"steps"`` for ``steps_max``, and so on."""
+    value: float
+    """What the task has come to: a count, milliseconds, or US dollars."""
+    max: float
+    """The most that was allowed, in the same unit."""
+    period: int | None
+    """Of identical calls, how many make one cycle."""
+
+
 class Halted(BaseException):
     """The agent must not go on: an order halts it, or its guard cannot know that none does.
 
@@ -40,9 +59,12 @@ class Halted(BaseException):
     message: str
     """The text for the agent's user."""
     reason: str
-    """Why, in a word: ``halted``, ``blocked``, ``lease_lost``, ``not_yet_connected``, ``closed``, ..."""
+    """Why, in a word: ``halted``, ``blocked``, ``limit``, ``tenant_validation``, ``lease_lost``,
+    ``not_yet_connected``, ``closed``, ..."""
     order: Order | None
     """The order behind it; none where the guard refuses for want of something."""
+    limit: Excess | None
+    """The limit that the task is over, where that is why."""
     contact: str | None
     """Whom to call, in the words of the servers' owner."""
 
@@ -56,6 +78,7 @@ class Halted(BaseException):
         self.reason = values.get("reason", "halted")
         self.contact = values.get("contact")
         self.order = _order(values.get("order"))
+        self.limit = _excess(values.get("limit"))
         self._line = line or self.message
 
     def __str__(self) -> str:
@@ -68,6 +91,12 @@ class Halted(BaseException):
     def line(self) -> str:
         """Who stopped it, why, since when, for which incident and whom to call, on one line."""
         return self._line
+
+
+def _excess(values: dict[str, Any] | None) -> Excess | None:
+    if values is None:
+        return None
+    return Excess(values["breaker"], values["value"], values["max"], values.get("period"))
 
 
 def _order(values: dict[str, Any] | None) -> Order | None:

@@ -16,6 +16,7 @@ begun (the first is 1), so that step is interrupted in its midst, and every furt
 from __future__ import annotations
 
 from estoppel._guard import Guard
+from estoppel._limits import Limits
 
 __all__ = ["HaltingGuard", "halting_guard"]
 
@@ -35,11 +36,18 @@ class HaltingGuard(Guard):
         *,
         scope: str = "global",
         agent: str = "testing",
+        limits: Limits | None = None,
     ) -> None:
         self._scope = scope
         self._rehearsal = (at_step or 0, scope, _BY)
         super().__init__(
-            _NOWHERE, "testing", agent=agent, mode="enforce", state_dir="", on_lost="allow"
+            _NOWHERE,
+            "testing",
+            agent=agent,
+            mode="enforce",
+            state_dir="",
+            on_lost="allow",
+            limits=limits or Limits(),
         )
 
     @property
@@ -63,6 +71,11 @@ class HaltingGuard(Guard):
         return True
 
 
-def halting_guard(at_step: int | None = None, *, scope: str = "global") -> HaltingGuard:
-    """A guard that halts ``scope`` at step ``at_step``; without one, at :meth:`HaltingGuard.halt`."""
-    return HaltingGuard(at_step, scope=scope)
+def halting_guard(
+    at_step: int | None = None, *, scope: str = "global", limits: Limits | None = None
+) -> HaltingGuard:
+    """A guard that halts ``scope`` at step ``at_step``; without one, at :meth:`HaltingGuard.halt`.
+
+    ``limits``: what each task may do, as for :class:`estoppel.Guard`; a trip halts the task, too.
+    """
+    return HaltingGuard(at_step, scope=scope, limits=limits)
