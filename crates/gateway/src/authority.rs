@@ -9,7 +9,7 @@ use estoppel_link::{
     Link, Refusal, Uploader, View,
     frame::{Outcome, Settlement},
 };
-use estoppel_model::{Event, Order, OrderId, Subject, Untrusted};
+use estoppel_model::{Event, Limit, Order, OrderId, Subject, Untrusted};
 
 /// The source of orders and the way of the records. No method waits for network or disk: all are
 /// called on the way of an agent's bytes.
@@ -22,6 +22,9 @@ pub trait Authority: fmt::Debug + Send + Sync + 'static {
 
     /// The order that blocks the destination for the subject. `host` is in normal form.
     fn blocked(&self, subject: &Subject, host: &str, port: u16) -> Option<Arc<Order>>;
+
+    /// The strictest of the limits that reach the subject.
+    fn limit(&self, subject: &Subject) -> Limit;
 
     /// Whom people are to call about a refusal; `None`: nobody was named.
     fn contact(&self) -> Option<Untrusted<Arc<str>>> {
@@ -60,6 +63,10 @@ impl Authority for LinkAuthority {
 
     fn blocked(&self, subject: &Subject, host: &str, port: u16) -> Option<Arc<Order>> {
         self.view.blocked(subject, host, port)
+    }
+
+    fn limit(&self, subject: &Subject) -> Limit {
+        self.view.limit(subject)
     }
 
     fn contact(&self) -> Option<Untrusted<Arc<str>>> {

@@ -5,6 +5,7 @@
 //! byte slips in between.
 
 mod open;
+mod rates;
 mod registry;
 
 pub(crate) use open::{Cause, Flow, Upstream};

@@ -6,7 +6,7 @@ use estoppel_link::{
     LinkEvent,
     frame::{ActionResult, Outcome},
 };
-use estoppel_model::{Order, OrderBody};
+use estoppel_model::{Limit, Order, OrderBody};
 use serde::Serialize;
 use tokio::{
     net::TcpListener,
@@ -223,10 +223,19 @@ impl Gateway {
     async fn settle(self, order: Arc<Order>) {
         let flows = &self.proxy.flows;
         let mut settlement = flows.settle(order.id, SETTLE_TIMEOUT).await;
-        if matches!(order.body, OrderBody::Limit { .. }) {
-            let limits = "this gateway does not enforce limits".to_owned();
-            settlement.not_interruptible.push(limits);
+        if let OrderBody::Limit { limit } = &order.body {
+            settlement.containment = Some(enforced(limit));
         }
         flows.authority().settled(order.id, settlement);
     }
+}
+
+/// What of a limit is enforced here, in words.
+fn enforced(limit: &Limit) -> String {
+    let others = Limit { requests_per_minute: None, ..limit.clone() };
+    let not = (!others.is_none()).then(|| format!("a gateway does not enforce {others}"));
+    let own = limit.requests_per_minute.map(|per_minute| {
+        format!("{per_minute} requests each minute to each destination, a tunnel as one request")
+    });
+    own.into_iter().chain(not).collect::<Vec<_>>().join("; ")
 }

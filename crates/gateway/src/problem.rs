@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use estoppel_link::Refusal;
+use estoppel_link::{Refusal, TooSoon};
 use estoppel_model::{Order, OrderBody, Untrusted};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{Either, Full};
@@ -34,6 +34,9 @@ struct Document {
     destination: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order: Option<Ordered>,
+    /// In how many seconds to try again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_s: Option<u64>,
     /// Whom to call, made inert.
     #[serde(skip_serializing_if = "Option::is_none")]
     contact: Option<String>,
@@ -61,6 +64,7 @@ impl Problem {
             detail,
             destination: None,
             order: None,
+            retry_after_s: None,
             contact: None,
         }))
     }
@@ -98,6 +102,21 @@ impl Problem {
             detail,
         );
         problem.0.destination = Some(destination);
+        problem
+    }
+
+    /// A limit bounds the requests of each minute, and there were as many.
+    pub(crate) fn too_soon(too_soon: TooSoon, destination: String) -> Self {
+        let mut problem = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "urn:estoppel:problem:too-many-requests",
+            "A limit bounds the requests of each minute",
+            format!("{too_soon}, to {destination}"),
+        );
+        problem.0.destination = Some(destination);
+        // Who waits for whole seconds must not come too early.
+        problem.0.retry_after_s =
+            too_soon.retry_after.map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0));
         problem
     }
 
@@ -228,6 +247,9 @@ impl Problem {
         let json = HeaderValue::from_static("application/problem+json");
         headers.insert(header::CONTENT_TYPE, json);
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        if let Some(seconds) = self.0.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
             let basic = HeaderValue::from_static("Basic realm=\"estoppel\"");
             headers.insert(header::PROXY_AUTHENTICATE, basic);

@@ -143,6 +143,10 @@ impl Proxy {
                 return Err(Problem::unlisted(flow.target.to_string()));
             }
         }
+        if let Err(too_soon) = self.flows.count(flow) {
+            flow.conclude(FlowVerdict::Blocked);
+            return Err(Problem::too_soon(too_soon, flow.target.to_string()));
+        }
         let policy = self.flows.policy();
         let dialled = tokio::select! {
             biased;

@@ -24,6 +24,7 @@ use std::{
     },
 };
 
+use estoppel_link::{Rate, TooSoon};
 use estoppel_model::{Boottime, EntityId, Excess, Kind, Limit, Order, OrderId, Scope, Subject};
 use tokio::sync::Notify;
 
@@ -74,6 +75,8 @@ pub(crate) struct Entry {
     pub(crate) trip: Option<Arc<Trip>>,
     /// Whether this very step tripped the task: somebody must be told.
     pub(crate) is_new: bool,
+    /// It comes too soon behind others, which trips nobody.
+    pub(crate) too_soon: Option<TooSoon>,
 }
 
 /// All accounts of a guard.
@@ -98,6 +101,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Slot {
     account: Account,
+    /// Steps of late; counted while a limit bounds them.
+    rate: Rate,
     trip: Option<Arc<Trip>>,
     /// The halts of it that stand.
     halts: BTreeSet<OrderId>,
@@ -117,9 +122,14 @@ impl Breakers {
         let mut inner = self.lock();
         let holder = inner.open(Holder::of(subject));
         let Some(slot) = inner.slot_mut(&holder) else {
-            return Entry { holder: None, trip: None, is_new: false };
+            return Entry { holder: None, trip: None, is_new: false, too_soon: None };
         };
         let known = slot.trip.clone();
+        let per_minute = limit.requests_per_minute.filter(|_| known.is_none());
+        let too_soon = per_minute.and_then(|per_minute| slot.rate.take(per_minute, now).err());
+        if too_soon.is_some() && refuses {
+            return Entry { holder: None, trip: None, is_new: false, too_soon };
+        }
         let found = if known.is_some() { Ok(()) } else { slot.account.enter(kind, limit, now) };
         let (trip, is_new) = match (known, found) {
             (Some(trip), _) => (Some(trip), false),
@@ -127,7 +137,7 @@ impl Breakers {
             (None, Ok(())) => (None, false),
         };
         if trip.is_some() && refuses {
-            return Entry { holder: None, trip, is_new };
+            return Entry { holder: None, trip, is_new, too_soon };
         }
         if trip.is_some() {
             slot.account.count(kind, now);
@@ -138,7 +148,7 @@ impl Breakers {
             inner.look_at = Some(over_at);
             self.changed.notify_one();
         }
-        Entry { holder: Some(holder), trip, is_new }
+        Entry { holder: Some(holder), trip, is_new, too_soon }
     }
 
     /// A step that was counted has ended. Returns the trip that it was the cause of.

@@ -1,8 +1,8 @@
 //! What a refused agent is told: a text for its user, and the order for its program (row K4).
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, fmt, num::NonZeroU64, sync::Arc};
 
-use estoppel_link::Refusal;
+use estoppel_link::{Refusal, TooSoon};
 use estoppel_model::{
     Actor, Excess, IncidentId, Order, OrderBody, OrderId, Scope, ScopeSet, Timestamp, Untrusted,
 };
@@ -15,12 +15,16 @@ const REASON_CHARS_MAX: usize = 300;
 /// Longest contact that it shows, in characters.
 const CONTACT_CHARS_MAX: usize = 300;
 
+/// What is said of a step that is refused since it may change something.
+const READ_ONLY: &str = "Refused: at the moment only what changes nothing may be done.";
+
 /// The texts that an agent's user sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Texts {
     /// While everything is halted.
     pub global: Cow<'static, str>,
-    /// While something narrower is halted, and whenever else a step is refused.
+    /// While something narrower is halted, and whenever else an agent is stopped. A step that is refused
+    /// while its agent is not ([`DeniedReason::is_of_the_step`]) says so in words of its own.
     pub other: Cow<'static, str>,
 }
 
@@ -48,6 +52,9 @@ pub struct Denied {
     /// The limit that the task is over, where that is why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Box<Excess>>,
+    /// When to try again, in milliseconds, where that is known: a limit of steps each minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<NonZeroU64>,
     /// Whom to call, in the words of the servers' owner, made inert for one line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub contact: Option<Box<str>>,
@@ -98,6 +105,12 @@ pub enum DeniedReason {
     UnsupportedOrder,
     /// The task is over a limit.
     Limit,
+    /// The task has made as many steps in the last minute as a limit lets it. It is not stopped: later
+    /// steps may be.
+    TooManyRequests,
+    /// A limit lets only steps be that change nothing, and this one is not declared to be such. The
+    /// task is not stopped.
+    ReadOnly,
     /// No server has answered for longer than the lease.
     LeaseLost,
     /// No server has been reached since the start.
@@ -118,6 +131,8 @@ impl DeniedReason {
             Self::Blocked => "blocked",
             Self::UnsupportedOrder => "unsupported_order",
             Self::Limit => "limit",
+            Self::TooManyRequests => "too_many_requests",
+            Self::ReadOnly => "read_only",
             Self::LeaseLost => "lease_lost",
             Self::NotYetConnected => "not_yet_connected",
             Self::EventsFull => "events_full",
@@ -128,6 +143,12 @@ impl DeniedReason {
 }
 
 impl DeniedReason {
+    /// Whether it is this step alone that must not be, and not whoever takes it: a loop may go on with
+    /// another step, or later.
+    pub const fn is_of_the_step(self) -> bool {
+        matches!(self, Self::TooManyRequests | Self::ReadOnly)
+    }
+
     /// The reason in a sentence, for people.
     const fn phrase(self) -> &'static str {
         match self {
@@ -135,6 +156,8 @@ impl DeniedReason {
             Self::Blocked => "The destination is blocked",
             Self::UnsupportedOrder => "An order is in force that this version does not know",
             Self::Limit => "The task is over a limit",
+            Self::TooManyRequests => "A limit bounds the steps of each minute",
+            Self::ReadOnly => "A limit lets only what changes nothing be",
             Self::LeaseLost => "No server has answered for longer than the lease",
             Self::NotYetConnected => "No server has been reached yet",
             Self::EventsFull => "There is no room to record the step",
@@ -174,6 +197,8 @@ pub(crate) enum Cause {
         /// The order that halts it by now, if one does.
         order: Option<Arc<Order>>,
     },
+    /// Its task has made as many steps of late as a limit lets it.
+    TooSoon(TooSoon),
     /// For want of something.
     Want(DeniedReason),
 }
@@ -184,6 +209,7 @@ impl Cause {
         match self {
             Self::Want(reason) => *reason,
             Self::Limit { .. } => DeniedReason::Limit,
+            Self::TooSoon(_) => DeniedReason::TooManyRequests,
             Self::Order(order) => match order.body {
                 OrderBody::Block { .. } => DeniedReason::Blocked,
                 OrderBody::Unsupported => DeniedReason::UnsupportedOrder,
@@ -197,7 +223,7 @@ impl Cause {
         match self {
             Self::Order(order) => Some(order),
             Self::Limit { order, .. } => order.as_ref(),
-            Self::Want(_) => None,
+            Self::TooSoon(_) | Self::Want(_) => None,
         }
     }
 
@@ -205,18 +231,35 @@ impl Cause {
     pub(crate) fn excess(&self) -> Option<&Excess> {
         match self {
             Self::Limit { trip, .. } => Some(&trip.excess),
-            Self::Order(_) | Self::Want(_) => None,
+            Self::Order(_) | Self::TooSoon(_) | Self::Want(_) => None,
+        }
+    }
+
+    /// When to try again.
+    fn retry_after_ms(&self) -> Option<NonZeroU64> {
+        let Self::TooSoon(TooSoon { retry_after: Some(wait), .. }) = self else { return None };
+        let ms = wait.as_nanos().div_ceil(1_000_000);
+        NonZeroU64::new(u64::try_from(ms).unwrap_or(u64::MAX))
+    }
+
+    /// What the agent's user is told.
+    fn message(&self, texts: &Texts) -> Cow<'static, str> {
+        let is_global = |order: &Arc<Order>| order.scope.iter().any(|it| *it == Scope::Global);
+        match self {
+            Self::TooSoon(too_soon) => format!("Refused for now: {too_soon}.").into(),
+            Self::Want(DeniedReason::ReadOnly) => READ_ONLY.into(),
+            _ if self.order().is_some_and(is_global) => texts.global.clone(),
+            _ => texts.other.clone(),
         }
     }
 
     /// What the agent is told.
     pub(crate) fn denied(&self, texts: &Texts, contact: Option<Untrusted<Arc<str>>>) -> Denied {
         let order = self.order();
-        let global =
-            order.is_some_and(|order| order.scope.iter().any(|scope| *scope == Scope::Global));
         Denied {
-            message: if global { texts.global.clone() } else { texts.other.clone() },
+            message: self.message(texts),
             reason: self.reason(),
+            retry_after_ms: self.retry_after_ms(),
             limit: self.excess().map(|excess| Box::new(*excess)),
             contact: contact.map(|contact| contact.inline(CONTACT_CHARS_MAX).into()),
             order: order.map(|order| {

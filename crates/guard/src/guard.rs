@@ -28,14 +28,13 @@ use crate::{
     in_flight::{InFlight, Settled},
     kill_switch,
     run::Run,
+    step::PLUGIN_LOAD,
 };
 
 /// How long [`Guard::close`] waits for the last events.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 /// Most refusals of checks that are remembered as recorded.
 const NOTED_MAX: usize = 4_096;
-/// The `action` of loading a plugin.
-const PLUGIN_LOAD: &str = "plugin_load";
 
 /// Whether a guard stops what is to be stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -15,7 +15,7 @@ use std::{
 };
 
 use estoppel_link::{WorkInFlight, frame::Settlement, reaches};
-use estoppel_model::{Boottime, Clock, Limit, Order, OrderBody, OrderId, Subject, Timestamp};
+use estoppel_model::{Boottime, Clock, Order, OrderBody, OrderId, Subject, Timestamp};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -261,7 +261,7 @@ impl InFlight {
         let mut stopped = Vec::new();
         let mut settlement =
             Settlement { observed_only: mode == Mode::Observe, ..Settlement::default() };
-        settlement.containment = not_enforced(&order.body);
+        settlement.containment = goes_on(order, inner.steps.values());
         for (id, running) in &inner.steps {
             if !running.is_stopped_by(order) {
                 continue;
@@ -370,21 +370,15 @@ impl Inner {
     }
 }
 
-/// What of an order a guard does not enforce, in words.
-fn not_enforced(body: &OrderBody) -> Option<String> {
-    let limit = match body {
-        OrderBody::Limit { limit } => limit,
-        OrderBody::Watch { .. } => {
-            return Some("a guard does not enforce this kind of order".to_owned());
-        }
-        _ => return None,
-    };
-    let others = Limit {
-        requests_per_minute: limit.requests_per_minute,
-        read_only: limit.read_only,
-        ..Limit::default()
-    };
-    (!others.is_none()).then(|| format!("a guard does not enforce of this limit: {others}"))
+/// What an order leaves to go on in this process, in words.
+fn goes_on<'a>(order: &Order, mut steps: impl Iterator<Item = &'a Arc<Running>>) -> Option<String> {
+    match &order.body {
+        OrderBody::Watch { .. } => Some("a guard does not enforce this kind of order".to_owned()),
+        OrderBody::Limit { limit } if limit.read_only => steps
+            .any(|it| !it.spec.changes_nothing() && reaches(order, &it.subject))
+            .then(|| "steps that may change something and are under way go on to their end".into()),
+        _ => None,
+    }
 }
 
 /// Names a step that could not be interrupted.

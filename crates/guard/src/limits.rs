@@ -1,6 +1,9 @@
 //! Limits at a step's beginning and end: the bounds that hold for it, and what follows when its task
 //! is over one.
 //!
+//! Two bounds stop no task and only refuse a step: so many steps each minute, and none but those that
+//! are declared to change nothing. What they refuse has not been, and counts nowhere.
+//!
 //! A task that trips is stopped here first: its steps under way are stopped as by a halt, its further
 //! ones refused. Then the server is told, by an audit event: it halts the task everywhere and opens an
 //! incident. Nothing of the stop waits for that.
@@ -12,7 +15,7 @@ use estoppel_model::{EntityId, Limit, Subject};
 use crate::{
     audit,
     breaker::{Call, Ended, Outcome, StepKind, Trip},
-    denied::Cause,
+    denied::{Cause, DeniedReason},
     guard::{Mode, Shared},
     in_flight::{Leaving, Notes, Running},
     step::StepSpec,
@@ -29,16 +32,23 @@ impl Shared {
     pub(crate) fn count(&self, running: &Running) -> Option<Cause> {
         let limit = self.limit(&running.subject);
         let refuses = self.mode == Mode::Enforce;
+        let may_change = (limit.read_only && !running.spec.changes_nothing())
+            .then_some(Cause::Want(DeniedReason::ReadOnly));
+        if may_change.is_some() && refuses {
+            return may_change;
+        }
         let subject = &running.subject;
         let entry = self.breakers.enter(subject, kind(running), &limit, running.began, refuses);
         if let Some(holder) = entry.holder {
             running.counts_in(holder);
         }
-        let trip = entry.trip?;
-        if entry.is_new {
-            self.tripped(&trip);
+        if let Some(trip) = &entry.trip
+            && entry.is_new
+        {
+            self.tripped(trip);
         }
-        Some(Cause::Limit { trip, order: None })
+        let trip = entry.trip.map(|trip| Cause::Limit { trip, order: None });
+        trip.or(entry.too_soon.map(Cause::TooSoon)).or(may_change)
     }
 
     /// Counts a step as ended that has left the register, before its notes are taken.

@@ -31,7 +31,8 @@ struct Attributes {
 /// first step that these would have stopped, or by which the task would have come over the limit.
 ///
 /// Steps that were refused did not happen. The records are of steps one after the other, so that calls at
-/// once are not judged. What a record lacks counts as nothing; one without a result is no part of a
+/// once are not judged; nor is what only refuses a step ([`Limit::requests_per_minute`],
+/// [`Limit::read_only`]). What a record lacks counts as nothing; one without a result is no part of a
 /// cycle.
 pub fn replay<'a>(
     records: impl IntoIterator<Item = &'a AuditEvent>,

@@ -13,6 +13,10 @@ use crate::{audit::summary, denied::Denied, in_flight::Running};
 const ERROR_CHARS_MAX: usize = 1_000;
 /// Port of a destination that names none.
 const HTTPS: u16 = 443;
+/// The `action` of asking a model.
+const MODEL_CALL: &str = "model_call";
+/// The `action` of loading a plugin.
+pub(crate) const PLUGIN_LOAD: &str = "plugin_load";
 
 /// What a step is about to do, for the check and for the audit log.
 #[derive(Debug, Clone)]
@@ -24,6 +28,7 @@ pub struct StepSpec {
     pub(crate) destination: Option<HostPort>,
     pub(crate) accessed_tenant: Option<EntityId>,
     pub(crate) params: Option<Box<RawValue>>,
+    read_only: bool,
 }
 
 /// Why a step cannot be described so.
@@ -47,6 +52,7 @@ impl StepSpec {
             destination: None,
             accessed_tenant: None,
             params: None,
+            read_only: false,
         }
     }
 
@@ -88,6 +94,21 @@ impl StepSpec {
     pub fn accessed_tenant(mut self, tenant: EntityId) -> Self {
         self.accessed_tenant = Some(tenant);
         self
+    }
+
+    /// Declares that the step changes nothing anywhere: it may be while a limit is in force that lets
+    /// only such steps be. A claim of the code's own, which nobody checks.
+    pub const fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
+    /// Whether it counts as a step that changes nothing: it is declared so; or it only asks a model,
+    /// whose answer changes nothing until a tool is called; or it only loads a plugin, whose tools
+    /// are steps of their own.
+    pub(crate) fn changes_nothing(&self) -> bool {
+        let is_harmless = matches!(self.action.as_str(), MODEL_CALL | PLUGIN_LOAD);
+        self.read_only || (is_harmless && self.tool.is_none())
     }
 
     /// What the tool is called with. What is very large or very deep is recorded shortened.

@@ -326,9 +326,10 @@ impl<O: Orders> Supervisor<O> {
             settlement.processes_frozen = self.frozen.map_or(0, |report| report.processes);
             settlement.last_byte_at = self.last_byte_at();
         }
-        if reaches {
-            settlement.containment = Some(self.containment.clone());
-        }
+        settlement.containment = match &order.body {
+            OrderBody::Limit { limit } => Some(format!("a host does not enforce {limit}")),
+            _ => reaches.then(|| self.containment.clone()),
+        };
         let not_stopped = settlement.not_interruptible.clone();
         // One of an unknown kind holds the agent, too; the link has said that it is not supported.
         if order.body != OrderBody::Unsupported {

@@ -18,6 +18,7 @@ mod cow_map;
 mod digest;
 mod lease;
 mod order_set;
+mod rate;
 mod sorted;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use canary::{DRILL_ACTOR, SERVER_ACTOR_PREFIX, canary_of, canary_scope, is_d
 pub use digest::Digest;
 pub use lease::{LEASE_MAX, Lease};
 pub use order_set::{Added, Insert, OrderSet};
+pub use rate::{Rate, TooSoon};
 pub use verdicts::Verdicts;
 
 use estoppel_model::{Boottime, SignedOrder, Timestamp};

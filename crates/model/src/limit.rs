@@ -19,7 +19,8 @@ pub const LIMIT_ACTION: &str = "estoppel.limit";
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limit {
-    /// Requests to a model or a destination, each minute.
+    /// Steps of a task each minute, in its guard; at a gateway, requests of a task to one destination. What
+    /// is more is refused until there is room, and stops nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_minute: Option<u32>,
     /// Steps of a task, of whatever kind: its iterations.
@@ -44,7 +45,7 @@ pub struct Limit {
     /// same arguments and come to the same result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identical_calls_max: Option<u32>,
-    /// Only tools that change nothing.
+    /// Only steps that are declared to change nothing; others are refused, which stops nobody.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
     /// Refuse an access whose two tenants differ or are not known.

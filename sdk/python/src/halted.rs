@@ -1,4 +1,4 @@
-//! The exception `estoppel.Halted`, which Python defines and this module raises.
+//! The exceptions `estoppel.Halted` and `estoppel.Refused`, which Python defines and this module raises.
 
 use estoppel_guard::Denied;
 use pyo3::{intern, prelude::*, sync::PyOnceLock};
@@ -9,9 +9,16 @@ pub(crate) fn class(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     CLASS.import(py, "estoppel._halted", "Halted")
 }
 
+/// The class of refusals of one step, whose agent may go on.
+fn refused(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    CLASS.import(py, "estoppel._refused", "Refused")
+}
+
 /// The exception for a refusal: made of its JSON, and of its line for people.
 pub(crate) fn of<'py>(py: Python<'py>, denied: &Denied) -> PyResult<Bound<'py, PyAny>> {
-    class(py)?.call1(arguments(denied))
+    let class = if denied.reason.is_of_the_step() { refused(py)? } else { class(py)? };
+    class.call1(arguments(denied))
 }
 
 /// What the exception is made of.

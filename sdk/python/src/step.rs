@@ -51,7 +51,8 @@ const NOT_OPEN: &str = "the step is not open: use it inside of its `with`";
 impl Step {
     #[new]
     #[pyo3(signature = (session, tool=None, params=None, plugin=None, plugin_version=None,
-        destination=None, accessed_tenant=None, action=None, interruptible=true, like=None))]
+        destination=None, accessed_tenant=None, action=None, interruptible=true, read_only=false,
+        like=None))]
     #[expect(clippy::too_many_arguments, reason = "they are Python's, by name")]
     fn new(
         session: Py<Session>,
@@ -63,6 +64,7 @@ impl Step {
         accessed_tenant: Option<&str>,
         action: Option<&str>,
         interruptible: bool,
+        read_only: bool,
         like: Option<&Bound<'_, Self>>,
     ) -> PyResult<Self> {
         let (mut spec, interruptible) = match like {
@@ -88,7 +90,7 @@ impl Step {
                 if let Some(tenant) = accessed_tenant {
                     spec = spec.accessed_tenant(EntityId::new(tenant).map_err(value_error)?);
                 }
-                (spec, interruptible)
+                (if read_only { spec.read_only() } else { spec }, interruptible)
             }
         };
         if let Some(params) = params {

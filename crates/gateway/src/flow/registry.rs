@@ -11,11 +11,14 @@ use std::{
 
 use arc_swap::ArcSwap;
 use estoppel_extract::HostPort;
-use estoppel_link::frame::Settlement;
+use estoppel_link::{TooSoon, frame::Settlement};
 use estoppel_model::{Clock, Event, FlowVerdict, NetworkEvent, OrderId, Timestamp, Untrusted};
 use serde::Serialize;
 
-use super::open::{Cause, Flow, row_of};
+use super::{
+    open::{Cause, Flow, row_of},
+    rates::Rates,
+};
 use crate::{
     Authority, Source,
     policy::{Listing, Policy},
@@ -62,6 +65,7 @@ pub(crate) struct Flows {
     authority: Arc<dyn Authority>,
     clock: Arc<dyn Clock>,
     policy: ArcSwap<Policy>,
+    rates: Rates,
     state: Mutex<State>,
     judged: AtomicU64,
     refused: AtomicU64,
@@ -87,6 +91,7 @@ impl Flows {
             authority,
             clock,
             policy: ArcSwap::from_pointee(policy),
+            rates: Rates::default(),
             state: Mutex::default(),
             judged: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -144,6 +149,18 @@ impl Flows {
         state.open.insert(id, Arc::clone(&flow));
         drop(state);
         FlowGuard { id, flow, flows: Arc::clone(self) }
+    }
+
+    /// Counts a flow that nothing else refuses, where a limit bounds how many there may be.
+    ///
+    /// # Errors
+    /// When it comes too soon behind others.
+    pub(crate) fn count(&self, flow: &Flow) -> Result<(), TooSoon> {
+        let subject = &flow.source.subject;
+        let Some(per_minute) = self.authority.limit(subject).requests_per_minute else {
+            return Ok(());
+        };
+        self.rates.take(subject, &flow.target, per_minute, self.clock.boottime())
     }
 
     /// Records a request that was refused before it was known where it goes, or who sends.

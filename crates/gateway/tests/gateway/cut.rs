@@ -215,11 +215,11 @@ async fn a_limit_and_an_action_are_answered_truthfully() {
         issued_at: SystemClock.now(),
         incident: None,
         tenant: None,
-        body: OrderBody::Limit { limit: Limit::default() },
+        body: OrderBody::Limit { limit: Limit { read_only: true, ..Limit::default() } },
     };
     harness.tell(LinkEvent::Ordered(Arc::new(order.clone()))).await;
     let settlement = harness.orders.settlement(order.id).await;
-    assert!(settlement.not_interruptible[0].contains("does not enforce limits"));
+    assert_eq!(settlement.containment.as_deref(), Some("a gateway does not enforce read_only"));
     let action = Action {
         id: uuid::Uuid::now_v7(),
         incident: IncidentId::new(),
@@ -229,4 +229,68 @@ async fn a_limit_and_an_action_are_answered_truthfully() {
     harness.tell(LinkEvent::Action(Box::new(action.clone()))).await;
     let outcome = harness.orders.outcome().await;
     assert_eq!((outcome.action, outcome.result), (action.id, ActionResult::NoSuchSubject));
+}
+
+/// Row R5: so many requests to a destination each minute; one more is answered with 429 and when to try again,
+/// and nothing of it goes out. A limit that is released bounds nothing.
+#[tokio::test]
+async fn a_limit_bounds_the_requests_of_each_minute() {
+    let sink = Sink::start(Answers::Http).await;
+    let harness = Harness::start(config(&[
+        ("model.example:80", sink.address),
+        ("other.example:80", sink.address),
+        ("model.example:443", sink.address),
+    ]))
+    .await;
+    let limit = Limit { requests_per_minute: Some(2), steps_max: Some(9), ..Limit::default() };
+    let order = harness.limit(&format!("session:{SESSION}"), limit).await;
+    let status = harness.status_when(order, |status| status.settled == 1).await;
+    assert_eq!(
+        status.enforcers[0].settlement["containment"],
+        "2 requests each minute to each destination, a tunnel as one request; a gateway does not \
+         enforce steps_max 9"
+    );
+    for _ in 0..2 {
+        assert!(harness.fetch("model.example").await.starts_with("HTTP/1.1 200"));
+    }
+    let answer = harness.fetch("model.example").await;
+    assert!(answer.starts_with("HTTP/1.1 429"), "{answer}");
+    let (head, json) = answer.split_once("\r\n\r\n").unwrap();
+    let problem: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert_eq!(problem["type"], "urn:estoppel:problem:too-many-requests");
+    assert_eq!(problem["destination"], "model.example:80");
+    let wait = problem["retry_after_s"].as_u64().unwrap();
+    assert!((1..=30).contains(&wait), "{answer}");
+    assert!(head.contains(&format!("retry-after: {wait}\r\n")), "{answer}");
+    assert_eq!(sink.connections(), 2, "nothing of it went out");
+    // Another destination counts for itself; a tunnel is one request.
+    assert!(harness.fetch("other.example").await.starts_with("HTTP/1.1 200"));
+    drop(harness.tunnel("model.example:443").await);
+    drop(harness.tunnel("model.example:443").await);
+    let tunnel = "CONNECT model.example:443 HTTP/1.1\r\nHost: model.example:443\r\n\r\n";
+    assert!(harness.exchange(tunnel).await.starts_with("HTTP/1.1 429"));
+
+    harness.release(&format!("session:{SESSION}"), order).await;
+    let mut looks = tokio::time::interval(Duration::from_millis(10));
+    let released = async {
+        while !harness.fetch("model.example").await.starts_with("HTTP/1.1 200") {
+            looks.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, released).await.unwrap();
+}
+
+/// A limit of somebody else bounds nothing here.
+#[tokio::test]
+async fn a_limit_of_another_session_does_not_reach_this_one() {
+    let sink = Sink::start(Answers::Http).await;
+    let harness = Harness::start(config(&[("model.example:80", sink.address)])).await;
+    let limit = Limit { requests_per_minute: Some(0), ..Limit::default() };
+    harness.limit("session:other", limit).await;
+    assert!(harness.fetch("model.example").await.starts_with("HTTP/1.1 200"));
+    let limit = Limit { requests_per_minute: Some(0), ..Limit::default() };
+    harness.limit("global", limit).await;
+    let answer = harness.fetch("model.example").await;
+    assert!(answer.starts_with("HTTP/1.1 429"), "{answer}");
+    assert!(!answer.contains("retry-after"), "there is no time at which it may be: {answer}");
 }

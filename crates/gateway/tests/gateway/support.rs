@@ -2,9 +2,8 @@
 //! client that speaks bytes.
 //!
 //! Orders are given to the server over HTTP, come over the real link, and are confirmed to it. What
-//! the gateway says on its way there is copied by a [`Tap`], which changes nothing. Two things are
-//! told to the gateway by a test instead, since no address of the server gives them to a gateway:
-//! limits and actions ([`Harness::tell`]).
+//! the gateway says on its way there is copied by a [`Tap`], which changes nothing. Actions are told to
+//! the gateway by a test instead ([`Harness::tell`]), since no address of the server gives them to one.
 
 use std::{
     fmt,
@@ -14,7 +13,8 @@ use std::{
 };
 
 use estoppel_api::{
-    BlockRequest, Client, HaltAccepted, HaltRequest, HaltStatus, Role, TokenRequest,
+    BlockRequest, Client, HaltAccepted, HaltRequest, HaltStatus, LimitRequest, ReleaseRequest,
+    Role, TokenRequest,
 };
 use estoppel_eventlog::WorkerCommand;
 use estoppel_extract::Allowlist;
@@ -27,7 +27,7 @@ use estoppel_link::{
     frame::{EnforcerKind, Outcome, Settlement},
 };
 use estoppel_model::{
-    EntityId, Event, FlowVerdict, NetworkEvent, Order, OrderId, Scope, Secret, Subject,
+    EntityId, Event, FlowVerdict, Limit, NetworkEvent, Order, OrderId, Scope, Secret, Subject,
     SystemClock, Untrusted,
 };
 use estoppel_server::{Running, Server, ServerConfig};
@@ -132,6 +132,10 @@ impl Authority for Tap {
 
     fn blocked(&self, subject: &Subject, host: &str, port: u16) -> Option<Arc<Order>> {
         self.link.blocked(subject, host, port)
+    }
+
+    fn limit(&self, subject: &Subject) -> Limit {
+        self.link.limit(subject)
     }
 
     fn contact(&self) -> Option<Untrusted<Arc<str>>> {
@@ -347,10 +351,37 @@ impl Harness {
 
     /// Waits until an order is in the view.
     async fn in_view(&self, order: HaltAccepted) -> HaltAccepted {
-        let mut arrived = self.arrived.subscribe();
-        let waiting = arrived.wait_for(|orders| orders.contains(&order.id));
-        timeout(PATIENCE, waiting).await.unwrap().unwrap();
+        self.arrived(order.id).await;
         order
+    }
+
+    async fn arrived(&self, order: OrderId) {
+        let mut arrived = self.arrived.subscribe();
+        let waiting = arrived.wait_for(|orders| orders.contains(&order));
+        timeout(PATIENCE, waiting).await.unwrap().unwrap();
+    }
+
+    /// Limits a scope at the server, as [`Harness::halt`] halts.
+    pub(crate) async fn limit(&self, scope: &str, limit: Limit) -> OrderId {
+        let scope: Scope = scope.parse().unwrap();
+        let reason = REASON.to_owned();
+        let request = LimitRequest { scope: scope.into(), limit, reason, id: None, incident: None };
+        let accepted = self.server.client.limit(&request).await.unwrap();
+        self.arrived(accepted.id).await;
+        accepted.id
+    }
+
+    /// Releases an order at the server.
+    pub(crate) async fn release(&self, scope: &str, order: OrderId) {
+        let scope: Scope = scope.parse().unwrap();
+        let request = ReleaseRequest {
+            scope: scope.into(),
+            reason: REASON.to_owned(),
+            halts: Some(vec![order]),
+            id: None,
+            watch_seconds: Some(0),
+        };
+        self.server.client.release(&request).await.unwrap();
     }
 
     /// Halts a scope at the server; returns once the order is in the gateway's view.

@@ -160,12 +160,28 @@ fn each_kind_of_order_stops_what_it_is_for() {
     check(r#""kind":"limit","limit":{"read_only":true}"#, false);
 }
 
+/// A limit to what changes nothing says of the steps that it leaves to go on that it does.
 #[test]
-fn a_limit_is_settled_with_the_word_that_it_is_not_enforced_here() {
-    let limit = order("global", r#""kind":"limit","limit":{"read_only":true}"#);
-    let settled = InFlight::default().ordered(&limit, Mode::Enforce, NOW);
-    let (_, settlement) = settled.unwrap();
-    assert!(settlement.containment.unwrap().contains("does not enforce"));
+fn a_limit_is_settled_with_the_word_of_what_goes_on() {
+    let check = |limit: &str, spec: StepSpec, expect: Option<&str>| {
+        let register = InFlight::default();
+        register.enter(running("a", spec, true));
+        let limit = order("session:a", &format!(r#""kind":"limit","limit":{limit}"#));
+        let (_, settlement) = register.ordered(&limit, Mode::Enforce, NOW).unwrap();
+        assert_eq!(settlement.containment.as_deref(), expect, "{limit:?}");
+        let other = Order {
+            scope: "session:b".parse::<estoppel_model::Scope>().unwrap().into(),
+            ..(*limit).clone()
+        };
+        let (_, settlement) = register.ordered(&Arc::new(other), Mode::Enforce, NOW).unwrap();
+        assert_eq!(settlement.containment, None);
+    };
+    let goes_on = "steps that may change something and are under way go on to their end";
+    check(r#"{"read_only":true}"#, fetch(), Some(goes_on));
+    check(r#"{"read_only":true}"#, fetch().read_only(), None);
+    check(r#"{"read_only":true}"#, StepSpec::action("model_call"), None);
+    check(r#"{"read_only":true}"#, StepSpec::action("deploy"), Some(goes_on));
+    check(r#"{"requests_per_minute":1}"#, fetch(), None);
 }
 
 /// K6: a plugin's versions and a tool are reached as well as a session.

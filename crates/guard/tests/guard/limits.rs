@@ -129,13 +129,9 @@ async fn the_limit_holds_without_a_server_and_ends_by_a_release() {
 async fn limit_orders_tighten_and_their_release_loosens() {
     let server = Server::start().await;
     let guard = limited(&server, steps(5)).await;
-    let limit = Limit { read_only: true, ..steps(2) };
-    let order = server.order("agent:support", OrderBody::Limit { limit });
+    let order = server.order("agent:support", OrderBody::Limit { limit: steps(2) });
     let progress = server.until(order, |progress| progress.settled == 1).await;
-    assert_eq!(
-        progress.enforcers[0].settlement.containment.as_deref(),
-        Some("a guard does not enforce of this limit: read_only"),
-    );
+    assert_eq!(progress.enforcers[0].settlement.containment, None, "all of it is enforced");
     let one = task(&guard, "one");
     for _ in 0..2 {
         call(&guard, &one, json!(1)).await.unwrap();
@@ -380,4 +376,136 @@ async fn an_observing_guard_records_what_is_over_a_limit() {
     let would =
         events.iter().filter(|it| it["decision"] == "would_stop" && it["action"] == "tool_call");
     assert_eq!(would.count(), 4);
+}
+
+/// R5: so many steps of a task each minute; one more is refused with the word when to try again, and trips
+/// nobody: the task's check passes, other tasks go on, and it does itself once there is room.
+#[tokio::test]
+async fn steps_each_minute_are_bounded_without_a_trip() {
+    let server = Server::start().await;
+    let guard = limited(&server, Limit::default()).await;
+    let limit = Limit { requests_per_minute: Some(2), ..Limit::default() };
+    let order = server.order("agent:support", OrderBody::Limit { limit });
+    let progress = server.until(order, |progress| progress.settled == 1).await;
+    assert_eq!(progress.enforcers[0].settlement.containment, None);
+    let (busy, other) = (task(&guard, "busy"), task(&guard, "other"));
+    call(&guard, &busy, json!(1)).await.unwrap();
+    guard.step(&busy, StepSpec::action("model_call"), async |_| ()).await.unwrap();
+    let error = call(&guard, &busy, json!(3)).await.unwrap_err();
+    let denied = error.denied().unwrap();
+    assert_eq!(denied.reason, DeniedReason::TooManyRequests);
+    let wait = denied.retry_after_ms.unwrap().get();
+    assert!((1..=30_000).contains(&wait), "{wait} ms");
+    assert!(
+        denied.message.starts_with("Refused for now: at most 2 requests each minute: try again in"),
+        "{denied}"
+    );
+    assert_eq!(serde_json::to_value(denied).unwrap()["retry_after_ms"], wait);
+    guard.check(&busy).unwrap();
+    call(&guard, &other, json!(1)).await.unwrap();
+    let refused = |event: &Value| event["attributes"]["reason"] == "too_many_requests";
+    let events = server.events_until(|events| events.iter().any(refused)).await;
+    assert!(!events.iter().any(|event| event["action"] == "estoppel.limit"), "nobody is stopped");
+    server.order("agent:support", OrderBody::Release { orders: vec![order] });
+    timely(async {
+        while call(&guard, &busy, json!(4)).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// R5: who waits as long as is said may go on.
+#[tokio::test]
+async fn a_step_that_came_too_soon_may_be_later() {
+    let server = Server::start().await;
+    let limit = Limit { requests_per_minute: Some(600), ..Limit::default() };
+    let guard = limited(&server, limit).await;
+    let subject = task(&guard, "busy");
+    let mut begun = 0_u64;
+    let wait = loop {
+        match guard.step(&subject, fetch(), async |_| ()).await {
+            Ok(()) => begun += 1,
+            Err(error) => break error.denied().unwrap().retry_after_ms.unwrap(),
+        }
+        assert!(begun < 100_000, "nothing refuses");
+    };
+    assert!(begun >= 600, "a minute's worth at once: {begun}");
+    assert!(wait.get() <= 100, "{wait} ms");
+    timely(async {
+        let mut wait = Some(wait);
+        while let Some(ms) = wait {
+            tokio::time::sleep(Duration::from_millis(ms.get())).await;
+            let again = guard.step(&subject, fetch(), async |_| ()).await;
+            wait = again.err().and_then(|error| error.denied()?.retry_after_ms);
+        }
+    })
+    .await;
+}
+
+/// R5: under a limit to what changes nothing, steps that are declared so and model calls may be; all others are
+/// refused, which trips nobody; loading a plugin is no step of that kind.
+#[tokio::test]
+async fn only_what_changes_nothing_may_be_under_read_only() {
+    let server = Server::start().await;
+    let guard = limited(&server, Limit::default()).await;
+    let subject = task(&guard, "t");
+    let (began, begun) = oneshot::channel();
+    let (end, ended) = oneshot::channel::<()>();
+    let pending = guard.step(&subject, fetch(), async |_| {
+        began.send(()).unwrap();
+        ended.await.unwrap();
+    });
+    let ordered = async {
+        begun.await.unwrap();
+        let limit = Limit { read_only: true, ..Limit::default() };
+        let order = server.order("agent:support", OrderBody::Limit { limit });
+        let progress = server.until(order, |progress| progress.settled == 1).await;
+        let word = progress.enforcers[0].settlement.containment.clone().unwrap();
+        assert!(word.contains("under way go on to their end"), "{word}");
+        end.send(()).unwrap();
+        order
+    };
+    let (pending, order) = timely(async { tokio::join!(pending, ordered) }).await;
+    pending.unwrap();
+    let ask = async |spec: StepSpec| guard.step(&subject, spec, async |_| ()).await;
+    ask(fetch().read_only()).await.unwrap();
+    ask(StepSpec::action("model_call")).await.unwrap();
+    guard.load_plugin(&subject, "scraper", None).unwrap().unwrap();
+    for spec in [fetch(), StepSpec::action("deploy"), fetch().named("model_call")] {
+        let error = ask(spec).await.unwrap_err();
+        let denied = error.denied().unwrap();
+        assert_eq!((denied.reason, denied.retry_after_ms), (DeniedReason::ReadOnly, None));
+        assert_eq!(
+            denied.to_string(),
+            "Refused: at the moment only what changes nothing may be done."
+        );
+    }
+    guard.check(&subject).unwrap();
+    server.order("agent:support", OrderBody::Release { orders: vec![order] });
+    timely(async {
+        while ask(fetch()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// Who observes refuses neither, and records what it would have refused.
+#[tokio::test]
+async fn an_observing_guard_records_what_it_would_have_refused() {
+    let server = Server::start().await;
+    let limit = Limit { requests_per_minute: Some(1), read_only: true, ..Limit::default() };
+    let guard = describe(&server).mode(Mode::Observe).limits(limit).connect().unwrap();
+    timely(guard.ready()).await;
+    let subject = task(&guard, "t");
+    call(&guard, &subject, json!(1)).await.unwrap();
+    call(&guard, &subject, json!(2)).await.unwrap();
+    let calls = |events: &[Value]| -> Vec<Value> {
+        let calls = events.iter().filter(|it| it["action"] == "tool_call");
+        calls.map(|it| it["attributes"]["reason"].clone()).collect()
+    };
+    let events = server.events_until(|events| calls(events).len() == 2).await;
+    assert_eq!(calls(&events), [json!("read_only"), json!("too_many_requests")]);
+    assert!(events.iter().all(|it| it["decision"] == "would_stop"), "{events:?}");
 }

@@ -17,7 +17,9 @@ use estoppel_link::{
     LinkEvent,
     frame::{Action, ActionResult, Outcome, Settlement, Verb},
 };
-use estoppel_model::{Actor, EntityId, IncidentId, OrderId, Subject, SystemClock};
+use estoppel_model::{
+    Actor, EntityId, IncidentId, Limit, Order, OrderBody, OrderId, Subject, SystemClock,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -147,6 +149,17 @@ fn a_halt() {
         run.script.order(&other);
         assert_eq!(run.settled().await, (other.id, Settlement::default()));
         assert!(run.state().await.ends_with("running"));
+        let limit = Limit { steps_max: Some(3), ..Limit::default() };
+        let limit = Order { body: OrderBody::Limit { limit }, ..(*halt("global", None)).clone() };
+        run.script.send(LinkEvent::Ordered(Arc::new(limit.clone())));
+        let (order, settlement) = run.settled().await;
+        assert_eq!((order, settlement.processes_frozen), (limit.id, 0));
+        let word = settlement.containment.as_deref();
+        assert_eq!(
+            word,
+            Some("a host does not enforce steps_max 3"),
+            "an honest word, and no stop"
+        );
 
         let (first, second) = (halt("session:real", Some(case)), halt("global", Some(case)));
         let ordered = Instant::now();

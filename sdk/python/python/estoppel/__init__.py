@@ -17,6 +17,7 @@ from estoppel._imports import guard_imports
 from estoppel._killswitch import KillSwitch
 from estoppel._limits import Limits
 from estoppel._native import version as _version
+from estoppel._refused import Refused
 from estoppel._session import Session
 from estoppel._step import Step
 
@@ -29,6 +30,7 @@ __all__ = [
     "KillSwitch",
     "Limits",
     "Order",
+    "Refused",
     "Session",
     "Status",
     "Step",

@@ -166,6 +166,7 @@ class Guard:
         accessed_tenant: str | None = None,
         action: str | None = None,
         interruptible: bool = True,
+        read_only: bool = False,
     ) -> Step:
         """As :meth:`Session.step`, of the session that is current; as a decorator, at each call."""
         step = Step(
@@ -178,6 +179,7 @@ class Guard:
             accessed_tenant,
             action,
             interruptible,
+            read_only,
         )
         step._owner = self
         return step

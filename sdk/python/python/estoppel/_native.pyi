@@ -94,6 +94,7 @@ class Step:
         accessed_tenant: str | None = None,
         action: str | None = None,
         interruptible: bool = True,
+        read_only: bool = False,
         like: Step | None = None,
     ) -> Self: ...
     def __enter__(self) -> Self: ...

@@ -49,6 +49,7 @@ class Session(_native.Session):
         accessed_tenant: str | None = None,
         action: str | None = None,
         interruptible: bool = True,
+        read_only: bool = False,
     ) -> Step:
         """A step of this session; see :class:`estoppel.Step`.
 
@@ -57,6 +58,7 @@ class Session(_native.Session):
         ``destination``: ``HOST[:PORT]`` that it will connect to. ``accessed_tenant``: whose data it
         touches. ``action``: what is done, where it is not the call of a tool. ``interruptible=False``:
         the work is not interrupted in its midst; a halt is confirmed with the word that it runs on.
+        ``read_only=True``: it changes nothing anywhere, and may be while a limit lets only such steps be.
         """
         step = Step(
             self,
@@ -68,6 +70,7 @@ class Session(_native.Session):
             accessed_tenant,
             action,
             interruptible,
+            read_only,
         )
         step._owner = self
         return step

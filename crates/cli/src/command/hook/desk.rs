@@ -260,10 +260,17 @@ impl Desk {
     }
 }
 
+/// Tools of coding agents that only read files of theirs, by the names that Claude Code gives them. What is
+/// fetched from elsewhere is none of them: an address can carry something out.
+const READ_ONLY_TOOLS: [&str; 5] = ["Read", "Glob", "Grep", "LS", "NotebookRead"];
+
 /// The step that a call of a tool is.
 fn spec(call: &Call) -> std::result::Result<StepSpec, String> {
     let tool = call.tool.as_deref().ok_or("the agent names no tool: `tool_name` is missing")?;
     let mut spec = StepSpec::tool(tool).map_err(|error| error.to_string())?;
+    if call.plugin.is_none() && READ_ONLY_TOOLS.contains(&tool) {
+        spec = spec.read_only();
+    }
     if let Some(plugin) = &call.plugin {
         spec = spec.plugin(plugin, None).map_err(|error| error.to_string())?;
     }
