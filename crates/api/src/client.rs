@@ -11,9 +11,9 @@ use crate::{
     BlockRequest, BreakGlassMade, BreakGlassRequest, BreakGlassSummary, CloseRequest,
     CredentialMinted, CredentialRequest, DrillSummary, EvidenceAccepted, GatewayPolicy,
     HaltAccepted, HaltPlan, HaltRequest, HaltStatus, IncidentOpened, IncidentSummary, IngestReport,
-    KillSwitchState, LimitAccepted, LimitRequest, NoteRequest, OpenIncidentRequest, PlanRequest,
-    Problem, ReleaseAccepted, ReleasePending, ReleaseRequest, RunSummary, SqlRequest, SqlTable,
-    Status, TokenMinted, TokenRequest, TokenSummary, Trust,
+    KillSwitchState, LimitAccepted, LimitRequest, LimitSummary, NoteRequest, OpenIncidentRequest,
+    PlanRequest, Problem, ReleaseAccepted, ReleasePending, ReleaseRequest, RunSummary, SqlRequest,
+    SqlTable, Status, TokenMinted, TokenRequest, TokenSummary, Trust,
 };
 
 /// How long a request may take, connecting included.
@@ -271,6 +271,8 @@ endpoints! {
     block() body request: BlockRequest => HaltAccepted, post "/v1/blocks";
     /// Bounds what a scope's tasks may do.
     limit() body request: LimitRequest => LimitAccepted, post "/v1/limits";
+    /// Lists the limits in force.
+    limits() => Vec<LimitSummary>, get "/v1/limits";
     /// Runs a query.
     sql() body request: SqlRequest => SqlTable, post "/v1/sql";
     /// Asks for the allowlist.

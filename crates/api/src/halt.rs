@@ -306,6 +306,32 @@ pub struct LimitAccepted {
     pub enforcers: usize,
 }
 
+/// A limit in force, as `GET /v1/limits` lists them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LimitSummary {
+    /// The order, by which a lead releases it.
+    #[schema(value_type = uuid::Uuid)]
+    pub id: OrderId,
+    /// Whom it reaches.
+    #[schema(value_type = String)]
+    pub scope: ScopeSet,
+    /// The bounds.
+    #[schema(value_type = Object)]
+    pub limit: Limit,
+    /// Why, in a person's words.
+    pub reason: String,
+    /// Who gave it.
+    #[schema(value_type = String)]
+    pub activated_by: Actor,
+    /// Since when.
+    #[schema(value_type = String)]
+    pub timestamp: Timestamp,
+    /// The incident that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<uuid::Uuid>)]
+    pub incident: Option<IncidentId>,
+}
+
 /// `POST /v1/blocks`: refuse and cut a destination.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -27,7 +27,8 @@ pub use event::{
 };
 pub use halt::{
     BlockRequest, Durable, EnforcerProgress, HaltAccepted, HaltRequest, HaltState, HaltStatus,
-    HaltSummary, KillSwitchState, LimitAccepted, LimitRequest, ReleaseAccepted, ReleaseRequest,
+    HaltSummary, KillSwitchState, LimitAccepted, LimitRequest, LimitSummary, ReleaseAccepted,
+    ReleaseRequest,
 };
 pub use incident::{
     AssignRequest, CloseRequest, EvidenceAccepted, IncidentOpened, IncidentSummary, NoteRequest,

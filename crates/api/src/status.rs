@@ -43,6 +43,9 @@ pub struct Status {
     pub started_at: Timestamp,
     /// Active halts.
     pub halts: Vec<crate::HaltSummary>,
+    /// Limits in force.
+    #[serde(default)]
+    pub limits: Vec<crate::LimitSummary>,
     /// Orders by which something is watched closely after a release.
     #[serde(default)]
     pub watches: Vec<crate::HaltSummary>,

@@ -13,7 +13,10 @@ use estoppel_model::EntityId;
 
 pub(crate) use self::{
     hooks::{Agent, HookCommand, InstallArgs, OnLostArg, SettingsArgs, SettingsScope},
-    orders::{BlockArgs, DrillCommand, HaltArgs, KillTaskArgs, LimitArgs, ReleaseArgs, StatusArgs},
+    orders::{
+        BlockArgs, DrillCommand, HaltArgs, KillTaskArgs, LimitArgs, LimitCommand, ReleaseArgs,
+        StatusArgs,
+    },
     processes::{ConfigCommand, DoctorArgs, GatewayArgs, GatewayMode, RunArgs, ServeArgs},
     records::{
         AllowlistCommand, BackupArgs, BackupCommand, IncidentCommand, LedgerCommand,

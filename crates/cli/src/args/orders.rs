@@ -83,11 +83,14 @@ pub(crate) struct KillTaskArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[group(id = "bounds", multiple = true, required = true, args = [
     "steps", "wall_clock", "cost", "tokens", "concurrency", "errors", "identical",
-    "tenant_validation_strict",
+    "requests_per_minute", "read_only", "tenant_validation_strict",
 ])]
 pub(crate) struct LimitArgs {
+    #[command(subcommand)]
+    pub command: Option<LimitCommand>,
     /// For whom
     #[arg(required = true, value_name = "SCOPE", num_args = 1..)]
     pub scope: Vec<Scope>,
@@ -112,12 +115,28 @@ pub(crate) struct LimitArgs {
     /// Identical calls in a row, or cycles of them, at most
     #[arg(long, value_name = "N")]
     pub identical: Option<u32>,
+    /// Steps of a task each minute at most; at a gateway, requests to each destination
+    #[arg(long, value_name = "N")]
+    pub requests_per_minute: Option<u32>,
+    /// Refuse steps that are not declared to change nothing
+    #[arg(long)]
+    pub read_only: bool,
     /// Refuse an access whose two tenants differ or are not known
     #[arg(long)]
     pub tenant_validation_strict: bool,
     /// Why
-    #[arg(long, short)]
-    pub reason: String,
+    #[arg(long, short, required = true)]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LimitCommand {
+    /// List the limits in force
+    #[command(after_help = "\
+Example:
+  estoppel limit list --json
+  estoppel release agent:support --halt ID --reason 'the mailbox was emptied'     (ends one)")]
+    List,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -4,16 +4,16 @@ use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use estoppel_api::{
     ApproveReleaseRequest, BlockRequest, Client, Durable, HaltAccepted, HaltRequest, LimitRequest,
-    ReleaseAccepted, ReleaseRequest,
+    LimitSummary, ReleaseAccepted, ReleaseRequest,
 };
 use estoppel_host::control::{LocalReport, halt_local};
 use estoppel_model::{Kind, Limit, OrderId, Scope, SystemClock};
 
 use super::{plan, union};
 use crate::{
-    args::{BlockArgs, Connect, HaltArgs, KillTaskArgs, LimitArgs, ReleaseArgs},
+    args::{BlockArgs, Connect, HaltArgs, KillTaskArgs, LimitArgs, LimitCommand, ReleaseArgs},
     error::{CommandError, Exit, Result},
-    output::{Output, inline},
+    output::{Output, inline, table},
     span::Span,
 };
 
@@ -139,8 +139,34 @@ fn milliseconds(span: Span) -> u64 {
     u64::try_from(span.duration().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The limits in force, for people.
+pub(crate) fn limit_table(limits: &[LimitSummary]) -> String {
+    let rows: Vec<Vec<String>> = limits
+        .iter()
+        .map(|limit| {
+            vec![
+                limit.id.to_string(),
+                limit.scope.to_string(),
+                limit.limit.to_string(),
+                limit.activated_by.to_string(),
+                limit.timestamp.to_string(),
+                limit.reason.clone(),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return "no limits in force".to_owned();
+    }
+    table(&["limit", "scope", "bounds", "by", "since", "reason"], &rows)
+}
+
 /// `estoppel limit`.
 pub(crate) async fn limit(args: LimitArgs, connect: &Connect, output: &Output) -> Result {
+    if let Some(LimitCommand::List) = args.command {
+        let limits = connect.client()?.limits().await?;
+        output.answer(&limits, |limits| limit_table(limits))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let request = LimitRequest {
         scope: union(args.scope)?,
         limit: Limit {
@@ -151,10 +177,11 @@ pub(crate) async fn limit(args: LimitArgs, connect: &Connect, output: &Output) -
             concurrency_max: args.concurrency,
             errors_in_a_row_max: args.errors,
             identical_calls_max: args.identical,
+            requests_per_minute: args.requests_per_minute,
+            read_only: args.read_only,
             tenant_validation_strict: args.tenant_validation_strict,
-            ..Limit::default()
         },
-        reason: args.reason,
+        reason: args.reason.unwrap_or_default(),
         id: Some(OrderId::new()),
         incident: None,
     };

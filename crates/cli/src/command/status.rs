@@ -201,6 +201,9 @@ fn lines(status: &Status) -> String {
             .collect();
         lines.push(table(&["halt", "scope", "by", "since", "reason"], &rows));
     }
+    if !status.limits.is_empty() {
+        lines.push(super::halt::limit_table(&status.limits));
+    }
     for pending in &status.releases_pending {
         lines.push(format!(
             "WAITS for a second person until {}: release of {} asked for by {} ({})\n  `estoppel release --approve {} --reason WHY`",

@@ -1,11 +1,14 @@
-//! `/v1/limits`: to bound what tasks may do.
+//! `/v1/limits`: to bound what tasks may do, and to see what bounds them.
 //!
 //! A limit stops nobody who stays within it, so that it opens no incident and pages nobody; what is over
 //! it, its guard stops and tells.
 
+use std::sync::Arc;
+
 use axum::{Json, extract::State, http::StatusCode};
-use estoppel_api::{Durable, LimitAccepted, LimitRequest, Problem, Role};
-use estoppel_model::{Order, OrderBody};
+use estoppel_api::{Durable, LimitAccepted, LimitRequest, LimitSummary, Problem, Role};
+use estoppel_killswitch::server::Switch;
+use estoppel_model::{EntityId, Order, OrderBody};
 
 use super::{
     extract::{Caller, JsonBody},
@@ -58,4 +61,53 @@ pub(crate) async fn post(
         enforcers: given.expected,
     };
     Ok((StatusCode::ACCEPTED, Json(accepted)))
+}
+
+/// Lists the limits in force, earliest first.
+#[utoipa::path(get, path = "/v1/limits", tag = "kill switch", responses((status = 200, body = [LimitSummary])))]
+pub(crate) async fn list(
+    State(server): State<Server>,
+    caller: Caller,
+) -> Result<Json<Vec<LimitSummary>>, Failure> {
+    caller.at_least(Role::Viewer)?;
+    Ok(Json(active(&server, caller.0.tenant).await?))
+}
+
+/// All limits in force that somebody of this tenant may see.
+pub(crate) async fn active(
+    server: &Server,
+    tenant: Option<EntityId>,
+) -> Result<Vec<LimitSummary>, Failure> {
+    let limits =
+        server.switchboard().ask(move |switch, _| in_force(switch, tenant.as_ref())).await?;
+    Ok(limits.iter().filter_map(|order| summary(order)).collect())
+}
+
+/// The orders behind them, earliest first.
+pub(crate) fn in_force(switch: &Switch, tenant: Option<&EntityId>) -> Vec<Arc<Order>> {
+    let is_visible = |order: &Order| {
+        tenant.is_none() || order.tenant.is_none() || order.tenant.as_ref() == tenant
+    };
+    let mut limits: Vec<Arc<Order>> = switch
+        .orders()
+        .in_force()
+        .filter(|order| matches!(order.body, OrderBody::Limit { .. }) && is_visible(order))
+        .cloned()
+        .collect();
+    limits.sort_by_key(|order| (order.issued_at, order.id));
+    limits
+}
+
+/// A limit for people; `None` of another order.
+fn summary(order: &Order) -> Option<LimitSummary> {
+    let OrderBody::Limit { limit } = &order.body else { return None };
+    Some(LimitSummary {
+        id: order.id,
+        scope: order.scope.clone(),
+        limit: limit.clone(),
+        reason: order.reason.clone(),
+        activated_by: order.issued_by.clone(),
+        timestamp: order.issued_at,
+        incident: order.incident,
+    })
 }

@@ -25,7 +25,7 @@ mod halted;
 pub(crate) mod health;
 mod incidents;
 pub(crate) mod kill_switch;
-mod limits;
+pub(crate) mod limits;
 pub(crate) mod listener;
 mod metrics;
 pub(crate) mod problem;
@@ -54,6 +54,7 @@ use problem::Failure;
         kill_switch::status,
         kill_switch::block,
         limits::post,
+        limits::list,
         kill_switch::approve_release,
         kill_switch::releases_pending,
         drills::kill_switch,
@@ -109,7 +110,7 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/v1/releases", get(kill_switch::releases_pending))
         .route("/v1/releases/{id}/approve", post(kill_switch::approve_release))
         .route("/v1/blocks", post(kill_switch::block))
-        .route("/v1/limits", post(limits::post))
+        .route("/v1/limits", post(limits::post).get(limits::list))
         .route("/v1/stream", get(stream::get))
         .route("/healthz", get(health::live))
         .layer(middleware::from_fn_with_state(server.clone(), on_own_task));

@@ -7,7 +7,7 @@ use estoppel_api::{EnforcerStatus, RedisStatus, Role, Status};
 use estoppel_incident::IncidentState;
 use estoppel_model::{Order, OrderBody};
 
-use super::{extract::Caller, kill_switch, problem::Failure};
+use super::{extract::Caller, kill_switch, limits, problem::Failure};
 use crate::{Server, break_glass, drill};
 
 /// Tells how the server and its enforcers are, and what is not as it should be.
@@ -19,6 +19,7 @@ pub(crate) async fn get(
     caller.at_least(Role::Viewer)?;
     caller.unbound("the server's state is the operator's")?;
     let halts = kill_switch::active(&server, None).await?;
+    let limits = limits::active(&server, None).await?;
     let watches = server.switchboard().ask(|switch, _| {
         let watch = |order: &&Arc<Order>| matches!(order.body, OrderBody::Watch { .. });
         let mut watches: Vec<_> = switch
@@ -97,6 +98,7 @@ pub(crate) async fn get(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: server.started_at(),
         halts,
+        limits,
         watches,
         releases_pending,
         drills,

@@ -18,13 +18,15 @@ use super::{
     Frame,
     follow::may_see,
     page, problem,
-    view::{HaltView, Tone, counted, kind},
+    view::{HaltView, Moment, Tone, counted, kind},
     visitor::Visitor,
 };
-use crate::{Server, switchboard::Ended};
+use crate::{Server, http::limits, switchboard::Ended};
 
 /// Most halts of which the confirmations are shown; older ones are counted.
 const HALTS_MAX: usize = 30;
+/// Most limits that are listed; further ones are counted.
+const LIMITS_MAX: usize = 30;
 /// Most enforcers that are named under a halt in the list.
 const WAITING_MAX: usize = 3;
 /// How long what is live may be shown to others without asking anew.
@@ -36,6 +38,9 @@ const VIEWS_MAX: usize = 64;
 #[derive(Debug, Clone)]
 pub(super) struct Overview {
     pub halts: Vec<HaltView>,
+    pub limits: Vec<LimitView>,
+    /// How many limits are not listed.
+    pub more_limits: usize,
     /// How many are in force.
     pub total: usize,
     /// How many of them are not listed.
@@ -47,6 +52,31 @@ pub(super) struct Overview {
     pub title: String,
     pub warnings: Vec<String>,
     pub now_millis: i64,
+}
+
+/// A limit for the page.
+#[derive(Debug, Clone)]
+pub(super) struct LimitView {
+    pub id: String,
+    pub scope: String,
+    pub bounds: String,
+    pub reason: String,
+    pub by: String,
+    pub given: Moment,
+}
+
+impl LimitView {
+    fn new(order: &Order, now: Timestamp) -> Option<Self> {
+        let OrderBody::Limit { limit } = &order.body else { return None };
+        Some(Self {
+            id: order.id.to_string(),
+            scope: order.scope.to_string(),
+            bounds: limit.to_string(),
+            reason: order.reason.clone(),
+            by: order.issued_by.to_string(),
+            given: Moment::new(order.issued_at, now),
+        })
+    }
 }
 
 /// What was shown to people of each tenant, and when.
@@ -78,6 +108,7 @@ impl Views {
 /// What the switch knows at one moment.
 struct Seen {
     halts: Vec<(Arc<Order>, Option<HaltProgress>)>,
+    limits: Vec<Arc<Order>>,
     total: usize,
     global: bool,
     connected: BTreeMap<&'static str, usize>,
@@ -97,7 +128,11 @@ impl Overview {
     }
 
     fn of(seen: Seen, warnings: Vec<String>, now: Timestamp) -> Self {
-        let Seen { halts, total, global, connected, gone } = seen;
+        let Seen { halts, limits, total, global, connected, gone } = seen;
+        let more_limits = limits.len().saturating_sub(LIMITS_MAX);
+        // As of halts, those that were given last.
+        let limits = limits.iter().rev().take(LIMITS_MAX);
+        let limits = limits.filter_map(|order| LimitView::new(order, now)).collect();
         let halts: Vec<HaltView> = halts
             .iter()
             .map(|(order, progress)| match progress {
@@ -140,7 +175,19 @@ impl Overview {
             if total == 0 { "Nothing halted".to_owned() } else { format!("{total} halted") };
         let more = total - halts.len();
         let now_millis = now.as_micros() / 1_000;
-        Self { halts, total, more, headline, sub, tone, title, warnings, now_millis }
+        Self {
+            halts,
+            limits,
+            more_limits,
+            total,
+            more,
+            headline,
+            sub,
+            tone,
+            title,
+            warnings,
+            now_millis,
+        }
     }
 }
 
@@ -171,7 +218,8 @@ fn see(switch: &Switch, now: Now, tenant: Option<&EntityId>) -> Seen {
         .into_iter()
         .map(|order| (Arc::clone(order), switch.progress_listing(order.id, now, listing)))
         .collect();
-    Seen { halts, total, global, connected, gone }
+    let limits = limits::in_force(switch, tenant);
+    Seen { halts, limits, total, global, connected, gone }
 }
 
 #[derive(Template)]
