@@ -9,14 +9,16 @@ mod damage;
 mod findings;
 mod gaps;
 mod proof;
+mod proposal;
 mod timeline;
 
 use std::time::Duration;
 
 use estoppel_model::{OrderId, Timestamp};
 
-pub use damage::{Calm, Damage, Spent, propose};
+pub use damage::{Damage, Spent};
 pub use findings::{Answer, AuditSummary, DestinationBytes, Findings};
+pub use proposal::{Call, Needed, Tasks, propose};
 
 use crate::{
     Enforcement, IncidentState, IncidentView,
@@ -468,7 +470,8 @@ fn references(incident: &IncidentView, findings: &Findings) -> String {
         |note| format!("Checkpoint of the ledger: {}.", code_up_to(note, 1_000)),
     );
     let of_damage = findings.damage.as_ref().map_or_else(String::new, |damage| {
-        [("Q3", &damage.tools.query), ("Q4", &damage.models.query), ("Q5", &damage.calm.query)]
+        let Damage { tools, models, tasks, calls_query } = damage;
+        [("Q3", &tools.query), ("Q4", &models.query), ("Q5", &tasks.query), ("Q6", calls_query)]
             .map(|(name, query)| format!("- {name}: {}\n", code_up_to(query, 2_000)))
             .concat()
     });

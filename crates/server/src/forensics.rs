@@ -6,12 +6,15 @@ use estoppel_extract::{Allowlist, Host};
 use estoppel_incident::{
     IncidentView,
     record::IncidentKind,
-    report::{self, Answer, AuditSummary, Calm, Damage, DestinationBytes, Findings, Spent},
+    report::{self, Answer, AuditSummary, Call, Damage, DestinationBytes, Findings, Spent, Tasks},
 };
-use estoppel_model::{EntityId, Kind, Scope, Timestamp, Untrusted};
+use estoppel_model::{EntityId, Kind, LIMIT_ACTION, Scope, Timestamp, Untrusted};
 use serde_json::Value;
 
 use crate::{Server, http::sql};
+
+/// Most calls that are read for a proposal of breakers.
+const CALLS_MAX: usize = 20_000;
 
 /// Writes the report as it stands now. A query that fails is stated in it, not left out.
 pub(crate) async fn report(
@@ -66,7 +69,7 @@ async fn ask(server: &Server, query: &str, tenant: Option<EntityId>) -> Result<S
     sql::query(server, query, access).await.map_err(|failure| failure.to_string())
 }
 
-/// What a runaway cost, by row R4's query, and what other tasks of its agent needed.
+/// What a runaway cost, by row R4's query, and what it and other tasks of its agent came to.
 async fn damage(server: &Server, view: &IncidentView, tenant: Option<EntityId>) -> Option<Damage> {
     let opened = &view.opened.body;
     let (column, id) =
@@ -107,24 +110,66 @@ async fn damage(server: &Server, view: &IncidentView, tenant: Option<EntityId>) 
         || "agent_id IS NULL".to_owned(),
         |agent| format!("agent_id = {}", literal(agent.as_str())),
     );
+    let tasks =
+        format!("{of_agent} AND {column} IS NOT NULL AND COALESCE(decision, '') <> 'denied'");
     let query = format!(
-        "SELECT COUNT(*), MAX(steps), MAX(tokens), MAX(cost) FROM (SELECT {column}, COUNT(*) AS steps, \
-         SUM(COALESCE(input_tokens, 0) + COALESCE(output_tokens, 0)) AS tokens, \
-         SUM(estimated_cost) AS cost FROM audit_log WHERE {of_agent} AND {column} IS NOT NULL AND \
-         NOT {own} GROUP BY {column})"
+        "SELECT is_own, COUNT(*), MAX(steps), MAX(tokens), MAX(cost) FROM (SELECT {own} AS is_own, \
+         COUNT(*) AS steps, SUM(COALESCE(input_tokens, 0) + COALESCE(output_tokens, 0)) AS tokens, \
+         SUM(estimated_cost) AS cost FROM audit_log WHERE {tasks} AND \
+         COALESCE(action, '') <> '{LIMIT_ACTION}' GROUP BY {column}) GROUP BY is_own"
     );
-    let result = ask(server, &query, tenant).await.map(|table| {
-        let row = table.rows.first().map(Vec::as_slice);
-        let Some([tasks, steps, tokens, cost]) = row else { return Calm::default() };
-        Calm {
-            agent: agent.map(|agent| Untrusted::new(agent.to_string())),
-            tasks: tasks.as_u64().unwrap_or(0),
-            steps: steps.as_u64().unwrap_or(0),
-            tokens: tokens.as_u64().unwrap_or(0),
-            cost_usd: cost.as_f64(),
+    let sums = ask(server, &query, tenant.clone()).await;
+    let calls_query = calls(column, &own, &tasks);
+    let calls = ask(server, &calls_query, tenant).await;
+    let result = sums.and_then(|sums| {
+        let agent = agent.map(|agent| Untrusted::new(agent.to_string()));
+        let mut tasks = Tasks { agent, ..Tasks::default() };
+        for row in &sums.rows {
+            sum(row, &mut tasks);
         }
+        Ok(tasks.with_calls(calls?.rows.iter().filter_map(|row| call(row))))
     });
-    Some(Damage { tools, models, calm: Answer { query, result } })
+    Some(Damage { tools, models, tasks: Answer { query, result }, calls_query })
+}
+
+/// The query for the calls of tools, those of the incident's own task first. What came to neither a
+/// result nor an error repeats nothing: nobody can tell.
+fn calls(column: &str, own: &str, tasks: &str) -> String {
+    let of_last = |column_of: &str| {
+        format!(
+            "({column_of} IS NOT DISTINCT FROM (LAG({column_of}) OVER (PARTITION BY {column} ORDER BY timestamp)))"
+        )
+    };
+    let same = ["tool", "plugin", "action", "params", "result", "attributes"].map(of_last);
+    let failed = r#"COALESCE(attributes LIKE '%"error":%', FALSE)"#;
+    format!(
+        "SELECT {own}, {column}, {} AND (result IS NOT NULL OR {failed}), {failed} FROM audit_log \
+         WHERE {tasks} AND tool IS NOT NULL ORDER BY {own} DESC, {column}, timestamp LIMIT {CALLS_MAX}",
+        same.join(" AND ")
+    )
+}
+
+fn call(row: &[Value]) -> Option<Call> {
+    let [is_own, task, repeats, failed] = row else { return None };
+    Some(Call {
+        is_own: is_own.as_bool()?,
+        task: task.as_str()?.to_owned(),
+        repeats: repeats.as_bool()?,
+        failed: failed.as_bool()?,
+    })
+}
+
+fn sum(row: &[Value], tasks: &mut Tasks) {
+    let [is_own, count, steps, tokens, cost] = row else { return };
+    let of = if is_own.as_bool() == Some(true) {
+        &mut tasks.own
+    } else {
+        tasks.others = count.as_u64().unwrap_or(0);
+        &mut tasks.calm
+    };
+    of.steps = steps.as_u64().unwrap_or(0);
+    of.tokens = tokens.as_u64().unwrap_or(0);
+    of.cost_usd = cost.as_f64();
 }
 
 fn spent(name: &Value, records: &Value, tokens: u64, cost: &Value) -> Option<Spent> {

@@ -57,6 +57,26 @@ impl Agent {
     }
 }
 
+/// R6: what the report proposes is held against the records by the breakers themselves: each bound alone
+/// would have stopped this task, and all together none of the other's steps.
+fn held_against_the_records(server: &Server, report: &str) {
+    let proposed = report.split("Proposed breakers: `").nth(1).unwrap();
+    let proposed = proposed.split('`').next().unwrap();
+    let limits: Vec<Limit> = proposed
+        .split(", ")
+        .map(|bound| {
+            let (name, max) = bound.split_once(' ').unwrap();
+            serde_json::from_str(&format!(r#"{{"{name}":{max}}}"#)).unwrap()
+        })
+        .collect();
+    let (own, calm) = (records(server, "runaway-123"), records(server, "calm-1"));
+    for limit in &limits {
+        assert!(replay(&own, limit).is_some(), "{limit} would not have stopped it");
+    }
+    let all = limits.iter().fold(Limit::default(), |all, limit| all.strictest(limit));
+    assert_eq!(replay(&calm, &all), None);
+}
+
 fn order_of(runs: &Value, step: &str) -> Option<String> {
     let steps = runs[0]["steps"].as_array()?;
     let step = steps.iter().find(|it| it["id"] == step)?;
@@ -105,7 +125,8 @@ fn a_runaway_is_halted_told_bounded_and_released() {
     let number = incident["number"].as_str().unwrap();
     let report = wait_for("the report", || {
         let report = String::from_utf8(server.cli(&["incident", "report", number]).stdout).unwrap();
-        report.contains("limit to steps_max").then_some(report)
+        let is_whole = ["limit to steps_max", "| `send_mail` | 4 |"];
+        is_whole.iter().all(|part| report.contains(part)).then_some(report)
     });
     for part in [
         "runaway agent",
@@ -113,11 +134,13 @@ fn a_runaway_is_halted_told_bounded_and_released() {
         "SELECT tool, COUNT(*), SUM(estimated_cost) FROM audit_log WHERE task_id = 'runaway-123' GROUP BY tool;",
         "| `send_mail` | 4 |",
         "| `m-1` | 4 | 440 | 0.2000 |",
-        "Proposed breakers: `steps_max 8",
-        "any of the 1 other tasks",
+        "Proposed breakers: `steps_max 7, cost_usd_max 0.15, tokens_max 439, errors_in_a_row_max 3, \
+         identical_calls_max 3`",
+        "none of the 1 other tasks",
     ] {
         assert!(report.contains(part), "{part}: {report}");
     }
+    held_against_the_records(&server, &report);
 
     // The refusal names the order now; another task goes on; a lead's release lets it begin anew, within
     // the limits of the playbook.
@@ -134,6 +157,43 @@ fn a_runaway_is_halted_told_bounded_and_released() {
     assert_eq!(again.denied().unwrap().reason, DeniedReason::Limit, "a second time");
 }
 
+/// The records of a task, as the event log keeps them.
+fn records(server: &Server, task: &str) -> Vec<AuditEvent> {
+    const COLUMNS: [&str; 11] = [
+        "timestamp",
+        "task_id",
+        "action",
+        "tool",
+        "params",
+        "result",
+        "input_tokens",
+        "output_tokens",
+        "estimated_cost",
+        "decision",
+        "attributes",
+    ];
+    let columns = COLUMNS.join(", ");
+    let rows = server.sql(&format!(
+        "SELECT {columns} FROM audit_log WHERE task_id = '{task}' ORDER BY timestamp"
+    ));
+    let record = |row: &Value| {
+        let mut event = json!({"kind": "audit"});
+        for (column, value) in COLUMNS.iter().zip(row.as_array().unwrap()) {
+            event[column] = match (*column, value) {
+                ("params" | "result" | "attributes", Value::String(text)) => {
+                    serde_json::from_str(text).unwrap()
+                }
+                _ => value.clone(),
+            };
+        }
+        match Event::parse(&event.to_string()).unwrap() {
+            Event::Audit(record) => *record,
+            Event::Network(_) => unreachable!(),
+        }
+    };
+    rows.iter().map(record).collect()
+}
+
 /// R6: the incident's records, as the event log keeps them, are the case that the loop detector is held
 /// against; those of a calm task are the case that it lets pass.
 #[test]
@@ -143,42 +203,11 @@ fn the_incidents_records_are_a_regression_case() {
     let (runaway, calm) = (agent.subject("runaway-123"), agent.subject("calm-1"));
     (0..20).for_each(|_| agent.round(&runaway).unwrap());
     (0..2).for_each(|_| agent.round(&calm).unwrap());
-    let records = |task: &str| -> Vec<AuditEvent> {
-        const COLUMNS: [&str; 9] = [
-            "timestamp",
-            "task_id",
-            "action",
-            "tool",
-            "params",
-            "result",
-            "estimated_cost",
-            "decision",
-            "attributes",
-        ];
-        let columns = COLUMNS.join(", ");
-        let rows = server.sql(&format!(
-            "SELECT {columns} FROM audit_log WHERE task_id = '{task}' ORDER BY timestamp"
-        ));
-        let record = |row: &Value| {
-            let mut event = json!({"kind": "audit"});
-            for (column, value) in COLUMNS.iter().zip(row.as_array().unwrap()) {
-                event[column] = match (*column, value) {
-                    ("params" | "result" | "attributes", Value::String(text)) => {
-                        serde_json::from_str(text).unwrap()
-                    }
-                    _ => value.clone(),
-                };
-            }
-            match Event::parse(&event.to_string()).unwrap() {
-                Event::Audit(record) => *record,
-                Event::Network(_) => unreachable!(),
-            }
-        };
-        rows.iter().map(record).collect()
-    };
-    let incident =
-        wait_for("all records", || Some(records("runaway-123")).filter(|it| it.len() == 40));
-    let calm = wait_for("all records", || Some(records("calm-1")).filter(|it| it.len() == 4));
+    let incident = wait_for("all records", || {
+        Some(records(&server, "runaway-123")).filter(|it| it.len() == 40)
+    });
+    let calm =
+        wait_for("all records", || Some(records(&server, "calm-1")).filter(|it| it.len() == 4));
     let limit = Limit { identical_calls_max: Some(3), ..Limit::default() };
     let stopped = replay(&incident, &limit).unwrap();
     assert_eq!((stopped.at, stopped.excess.value), (7, 4.0), "the fourth mail");
@@ -194,6 +223,23 @@ fn a_limit_by_hand_holds_until_it_is_released() {
     let accepted = server.json(&limit);
     assert_eq!(accepted["limit"], json!({"steps_max": 4, "cost_usd_max": 5.0}));
     let order = accepted["id"].as_str().unwrap();
+    let listed = server.json(&["limit", "list"]);
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    let one = &listed[0];
+    assert_eq!((&one["id"], &one["limit"]), (&accepted["id"], &accepted["limit"]));
+    assert_eq!((&one["scope"], &one["reason"]), (&json!("agent:support"), &json!("a drill")));
+    let table = String::from_utf8(server.cli(&["limit", "list"]).stdout).unwrap();
+    let status = String::from_utf8(server.cli(&["status"]).stdout).unwrap();
+    for text in [&table, &status] {
+        assert!(text.contains("steps_max 4, cost_usd_max 5") && text.contains(order), "{text}");
+    }
+    let bound = server.token("bob", "viewer", Some("acme"));
+    let (code, seen) = server.send(&bound, "GET", "/v1/limits", b"");
+    assert_eq!(
+        (code, seen.as_array().map(Vec::len)),
+        (200, Some(1)),
+        "it reaches everybody: {seen}"
+    );
     wait_for("the limit at the guard", || {
         (agent.guard.status().orders_in_force == 1).then_some(())
     });
@@ -203,6 +249,8 @@ fn a_limit_by_hand_holds_until_it_is_released() {
     let release =
         server.cli(&["release", "agent:support", "--halt", order, "--reason", "it is over"]);
     assert!(release.status.success(), "{release:?}");
+    let table = String::from_utf8(server.cli(&["limit", "list"]).stdout).unwrap();
+    assert_eq!(table.trim(), "no limits in force");
     let two = agent.subject("two");
     wait_for("the release at the guard", || {
         (agent.guard.status().orders_in_force < 2).then_some(())
@@ -275,4 +323,54 @@ fn real_a_runaways_processes_are_killed_when_a_lead_agrees() {
     });
     wait_for("the end of the session", || hosted.has_ended().then_some(()));
     assert_eq!(server.admin("POST", &path, &agree).0, 409, "it is over");
+}
+
+/// R5, end to end: under a limit of steps each minute a guard refuses and says when to try again; under one to what
+/// changes nothing it refuses what is not declared so. Neither trips, and the server says who enforces what.
+#[test]
+fn a_rate_and_read_only_refuse_and_stop_nobody() {
+    let server = Server::start();
+    let agent = Agent::start(&server, Limit::default());
+    let subject = agent.subject("busy");
+    let limit = ["limit", "agent:support", "--requests-per-minute", "2", "--reason", "a drill"];
+    let rate = server.json(&limit);
+    let settled = |order: &Value| {
+        let path = format!("/v1/halts/{}", order["id"].as_str().unwrap());
+        wait_for("the guard's word", || {
+            let status = server.admin("GET", &path, &Value::Null).1;
+            (status["settled"] == 1).then_some(status)
+        })
+    };
+    assert_eq!(settled(&rate)["enforcers"][0]["settlement"], Value::Null, "all of it is enforced");
+    agent.round(&subject).unwrap();
+    let error = agent.round(&subject).unwrap_err();
+    let denied = error.denied().unwrap();
+    assert_eq!(denied.reason, DeniedReason::TooManyRequests);
+    assert!(denied.retry_after_ms.unwrap().get() <= 30_000);
+    agent.guard.check(&subject).unwrap();
+    let id = rate["id"].as_str().unwrap();
+    let release = server.cli(&["release", "agent:support", "--halt", id, "--reason", "over"]);
+    assert!(release.status.success(), "{release:?}");
+
+    let read_only =
+        server.json(&["limit", "task:busy", "--read-only", "--reason", "look, don't touch"]);
+    assert_eq!(read_only["limit"], json!({"read_only": true}));
+    settled(&read_only);
+    let ask =
+        |spec: StepSpec| agent.runtime.block_on(agent.guard.step(&subject, spec, async |_| ()));
+    wait_for("the release", || ask(StepSpec::action("model_call")).is_ok().then_some(()));
+    ask(StepSpec::tool("search").unwrap().read_only()).unwrap();
+    let error = ask(StepSpec::tool("send_mail").unwrap()).unwrap_err();
+    assert_eq!(error.denied().unwrap().reason, DeniedReason::ReadOnly);
+    let other = agent.subject("other");
+    agent.round(&other).unwrap();
+
+    let refused = wait_for("the refusals in the audit log", || {
+        let rows = server.sql("SELECT attributes FROM audit_log WHERE decision = 'denied'");
+        let reasons: Vec<String> = rows.iter().map(|row| row[0].to_string()).collect();
+        (reasons.len() >= 2).then_some(reasons)
+    });
+    assert!(refused.iter().any(|it| it.contains("too_many_requests")), "{refused:?}");
+    let incidents = server.admin("GET", "/v1/incidents", &Value::Null).1;
+    assert_eq!(incidents, json!([]), "nobody ran away");
 }

@@ -342,16 +342,21 @@ fn damage(hostile: &str, tasks: u64) -> Damage {
     Damage {
         tools: answer(vec![spent(Some(hostile), 40, Some(1.5)), spent(None, 2, None)]),
         models: Answer { query: "SELECT 2".to_owned(), result: Err("too slow".to_owned()) },
-        calm: Answer {
+        tasks: Answer {
             query: "SELECT 3".to_owned(),
-            result: Ok(Calm {
+            result: Ok(Tasks {
                 agent: Some(Untrusted::new(hostile.to_owned())),
-                tasks,
-                steps: 23,
-                tokens: 9_000,
-                cost_usd: Some(0.31),
+                own: Needed { steps: 60, tokens: 90_000, cost_usd: Some(1.5), ..Needed::default() },
+                others: tasks,
+                calm: Needed {
+                    steps: 23,
+                    tokens: 9_000,
+                    cost_usd: Some(0.31),
+                    ..Needed::default()
+                },
             }),
         },
+        calls_query: "SELECT 4".to_owned(),
     }
 }
 
@@ -369,14 +374,17 @@ fn the_damage_of_a_runaway_and_the_breakers_that_bound_it() {
         "| `fetch` | 40 | 7 | 1.5000 |",
         "| (none) | 2 | 7 | not known |",
         "by model: the query Q4 failed: `too slow`",
-        "`steps_max 46, cost_usd_max 0.62, tokens_max 18000, errors_in_a_row_max 5, identical_calls_max 5`",
-        "any of the 41 other tasks",
+        "`steps_max 46, cost_usd_max 0.62, tokens_max 18000`",
+        "would have stopped this task, and none of the 41 other tasks",
     ] {
         assert!(section.contains(part), "{part}: {section}");
     }
-    assert!(text.contains("- Q3: `SELECT 1`"), "{text}");
+    assert!(text.contains("- Q3: `SELECT 1`") && text.contains("- Q6: `SELECT 4`"), "{text}");
     let text = write(Some(damage("fetch", 0)));
-    assert!(text.contains("No breakers are proposed: the audit log has no other task"), "{text}");
+    assert!(
+        text.contains("No breakers are proposed: nothing in the audit log tells this task"),
+        "{text}"
+    );
     // Nothing that an agent names itself leaves its code span.
     let hostile = write(Some(damage("x` | <img> **y**", 3)));
     let section = hostile.split("## Damage").nth(1).unwrap().split("\n## ").next().unwrap();
