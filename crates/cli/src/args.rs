@@ -266,14 +266,30 @@ pub(crate) struct SubjectArgs {
 #[command(after_help = "\
 Examples:
   estoppel demo              the gateway observes: something leaks, and the agent is stopped
-  estoppel demo --enforce    the gateway refuses: nothing leaks")]
+  estoppel demo --enforce    the gateway refuses: nothing leaks
+  estoppel demo --scenario runaway    a Python agent retries without end, and its breaker trips")]
 pub(crate) struct DemoArgs {
+    /// What goes wrong
+    #[arg(long, value_enum, default_value_t = DemoScenario::Hijack)]
+    pub scenario: DemoScenario,
     /// The gateway refuses what is not on the allowlist
     #[arg(long)]
     pub enforce: bool,
+    /// For `runaway`: a Python that has the package `estoppel` (default: python3)
+    #[arg(long, env = "ESTOPPEL_PYTHON", value_name = "PATH")]
+    pub python: Option<PathBuf>,
     /// Folder to leave everything in (default: a new estoppel-demo-... here)
     #[arg(long, value_name = "DIR")]
     pub folder: Option<PathBuf>,
+}
+
+/// What goes wrong in a demo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DemoScenario {
+    /// A document hijacks an agent, which sends data to an attacker
+    Hijack,
+    /// An agent in a retry loop burns money
+    Runaway,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -4,13 +4,12 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::hosted::is_root;
+
 /// Runs the demo; `None` where the machine does not permit the confinement, which fails under
 /// `ESTOPPEL_REAL=1`.
 fn demo(extra: &[&str]) -> Option<(Value, tempfile::TempDir)> {
-    let root = std::fs::read_to_string("/proc/self/status").unwrap().contains("Uid:\t0\t");
-    if !root {
-        assert!(std::env::var_os("ESTOPPEL_REAL").is_none(), "this test needs root");
-        eprintln!("skipped: an agent is confined by root alone");
+    if !is_root() {
         return None;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -53,4 +52,53 @@ fn real_in_enforce_mode_not_a_byte_reaches_the_attacker() {
     let Some((played, _folder)) = demo(&["--enforce"]) else { return };
     assert_eq!(played["good"], true, "{played}");
     assert_eq!(played["bytes_at_attacker"], 0);
+}
+
+/// Rows R1, R2, R4, R5: a Python agent that retries for ever, and takes no stop for an answer, trips its
+/// breaker; all that the play promises is read back from the server, and holds.
+#[test]
+fn real_a_python_agent_that_runs_away_is_stopped_bounded_and_killed() {
+    if std::env::var_os("ESTOPPEL_PYTHON").is_none() {
+        assert!(std::env::var_os("ESTOPPEL_REAL").is_none(), "set ESTOPPEL_PYTHON: see ./dev test");
+        eprintln!("skipped: ESTOPPEL_PYTHON names no Python that has the package");
+        return;
+    }
+    let Some((played, folder)) = demo(&["--scenario", "runaway"]) else { return };
+    assert_eq!(played["good"], true, "{played:#}");
+    assert_eq!((&played["confined"], &played["killed"]), (&true.into(), &true.into()));
+    // Two letters that went well, and the third that was tried six times: the limit is five.
+    assert_eq!(played["billed"]["calls"], 8, "{played:#}");
+    assert_eq!(
+        (&played["billed"]["mails_sent"], &played["billed"]["mails_refused"]),
+        (&2.into(), &6.into())
+    );
+    assert_eq!(played["recorded"]["calls"], 8);
+    assert_eq!(played["recorded"]["cost_usd"], 2.0);
+    assert_eq!(played["calls_after_settled"], 0);
+    assert_eq!(played["limits"].as_array().unwrap().len(), 2, "{played:#}");
+    let report = std::fs::read_to_string(folder.path().join("demo/report.md")).unwrap();
+    for part in
+        ["runaway agent", "## Damage", "| `send_mail` | 6 |", "limit to steps_max", "## Evidence"]
+    {
+        assert!(report.contains(part), "{part} is missing:\n{report}");
+    }
+}
+
+/// Without a Python that has the package the demo says what to do, and leaves no folder half played.
+#[test]
+fn a_runaway_without_python_says_what_to_install() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_estoppel"))
+        .args(["demo", "--scenario", "runaway", "--python", "/nonexistent/python", "--folder"])
+        .arg(folder.path().join("demo"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    for part in
+        ["`/nonexistent/python` cannot run the agent", "pip install estoppel", "--scenario runaway"]
+    {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert!(!folder.path().join("demo").exists(), "nothing was begun");
 }

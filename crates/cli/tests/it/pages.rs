@@ -189,10 +189,11 @@ const RUN: [&str; 9] = [
 ];
 
 /// Commands that are shown and not run, by how they begin, and why.
-const NOT_RUN: [(&str, &str, &str); 11] = [
+const NOT_RUN: [(&str, &str, &str); 12] = [
     ("CONTRIBUTING.md", "./dev", "builds and tests this tree"),
     ("README.md", "./dev", "builds this tree"),
     ("docs/halt-page.md", "ssh -L", "goes to another machine"),
+    ("docs/limits.md", "./dev demo", "a Python package: `cli::demo`"),
     ("docs/operations.md", "$ estoppel serve --listen 0.0.0.0", "real certificates: `cli::tls`"),
     ("docs/redis.md", "estoppel serve --redis", "a real Redis: `cli::redis`"),
     ("docs/redis.md", "ACL SETUSER", "a real Redis: `cli::a_user_with_few_permissions`"),

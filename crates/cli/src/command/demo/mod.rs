@@ -1,15 +1,18 @@
-//! `demo`: a hijacked agent is stopped, cut off, preserved and reported, on this machine.
+//! `demo`: a hijacked agent, or one that runs away, is stopped, preserved and reported, on this machine.
 //!
 //! Everything is the product's own: the server, the gateway and the host are this binary, started as
 //! a user would start them; what is shown is asked over the API, and the attacker's own count of
 //! what reached it is held against the records.
 
 mod agent;
+mod python;
+mod runaway;
+mod services;
 mod stage;
 mod timeline;
 
 use std::{
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
     time::{Duration, Instant},
@@ -17,13 +20,14 @@ use std::{
 
 use estoppel_api::{Allowlist, Client, HaltState, HaltStatus, SqlRequest, TokenRequest};
 use estoppel_model::{Clock as _, EntityId, OrderId, Secret, SystemClock};
+use python::reachable;
 use serde_json::Value;
 use stage::{SINK_NAME, SITE_NAME, Stage};
 use timeline::Timeline;
 
 use super::hidden;
 use crate::{
-    args::DemoArgs,
+    args::{DemoArgs, DemoScenario},
     error::{CommandError, Exit, Result},
     output::Output,
 };
@@ -38,9 +42,20 @@ pub(crate) use agent::main as agent;
 
 /// `estoppel demo`.
 pub(crate) fn demo(args: &DemoArgs, output: &Output) -> Result {
+    // What is missing is said before anything is begun.
+    let python = match args.scenario {
+        DemoScenario::Hijack => None,
+        DemoScenario::Runaway => Some(python::Python::find(args.python.as_deref())?),
+    };
     let folder = folder(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(play(args, &folder, output))
+    runtime.block_on(async {
+        let good = match &python {
+            None => play(args, &folder, output).await?,
+            Some(python) => runaway::play(python, &folder, output).await?,
+        };
+        Ok(if good { ExitCode::SUCCESS } else { Exit::Failed.into() })
+    })
 }
 
 fn folder(args: &DemoArgs) -> Result<PathBuf> {
@@ -70,20 +85,26 @@ impl Drop for Actor {
 
 impl Actor {
     /// Asks the process to end, and waits for it.
-    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
     fn end(&mut self) {
         if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw)
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
+        self.ended_by_itself();
+    }
+
+    /// Waits until the process has ended; whether it has.
+    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
+    fn ended_by_itself(&mut self) -> bool {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE && matches!(self.0.try_wait(), Ok(None)) {
             std::thread::sleep(LOOK);
         }
+        matches!(self.0.try_wait(), Ok(Some(_)))
     }
 }
 
-async fn play(args: &DemoArgs, folder: &Path, output: &Output) -> Result {
+async fn play(args: &DemoArgs, folder: &Path, output: &Output) -> Result<bool> {
     let say = |text: &str| output.note(text);
     let stage = Stage::open()?;
     say("Estoppel demo: an agent gets hijacked by a document. Watch it being stopped.\n");
@@ -100,7 +121,10 @@ async fn play(args: &DemoArgs, folder: &Path, output: &Output) -> Result {
         "  response  auto: unlisted egress alone halts the session (the default would ask a person)\n",
     );
 
-    let (mut server, client) = serve(args, folder, &stage).await?;
+    let allowlist = Allowlist { domains: Some(vec![format!("{SITE_NAME}:{}", stage.site.port())]) };
+    let mode = if args.enforce { "enforce" } else { "observe" };
+    let setting = Setting { mode, pager: stage.pager, allowlist };
+    let (mut server, client) = serve(folder, &setting).await?;
     let begun = SystemClock.now();
     let mut run = run_agent(folder, &stage, &client).await?;
     say(&format!("  agent     session {SESSION} runs under `estoppel run`\n"));
@@ -145,7 +169,7 @@ async fn play(args: &DemoArgs, folder: &Path, output: &Output) -> Result {
     run.end();
     server.end();
     output.answer(&document, |_| closing(folder, &number, &status, &view, &verdict))?;
-    Ok(if good { ExitCode::SUCCESS } else { Exit::Failed.into() })
+    Ok(good)
 }
 
 fn is_manifest(item: &Value) -> bool {
@@ -170,9 +194,17 @@ async fn wait<T, F: Future<Output = Option<T>>>(what: &str, ask: impl Fn() -> F)
     }
 }
 
+/// What differs between the servers of the plays.
+struct Setting {
+    /// What gateways do with unlisted egress.
+    mode: &'static str,
+    pager: SocketAddr,
+    allowlist: Allowlist,
+}
+
 /// Starts the server as a user would, with the configuration in the folder.
-async fn serve(args: &DemoArgs, folder: &Path, stage: &Stage) -> Result<(Actor, Client)> {
-    let mode = if args.enforce { "enforce" } else { "observe" };
+async fn serve(folder: &Path, setting: &Setting) -> Result<(Actor, Client)> {
+    let Setting { mode, pager, allowlist } = setting;
     let config = format!(
         "# The configuration of this demo. `estoppel config show` prints every key.\n\
          [serve]\ndata = {data:?}\nlisten = \"127.0.0.1:0\"\n\n\
@@ -181,7 +213,6 @@ async fn serve(args: &DemoArgs, folder: &Path, stage: &Stage) -> Result<(Actor, 
          [paging]\nurl = \"http://{pager}/page\"\n",
         data = folder.join("data"),
         port = free_port()?,
-        pager = stage.pager,
     );
     let file = folder.join("estoppel.toml");
     std::fs::write(&file, config)?;
@@ -217,8 +248,7 @@ async fn serve(args: &DemoArgs, folder: &Path, stage: &Stage) -> Result<(Actor, 
     let text = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
     let token = std::fs::read_to_string(text("admin_token_file"))?;
     let client = Client::new(&text("api"), Secret::new(token))?;
-    let list = Allowlist { domains: Some(vec![format!("{SITE_NAME}:{}", stage.site.port())]) };
-    wait("the server's recovery", || async { client.set_allowlist(&list).await.ok() }).await?;
+    wait("the server's recovery", || async { client.set_allowlist(allowlist).await.ok() }).await?;
     Ok((server, client))
 }
 
@@ -260,13 +290,6 @@ async fn run_agent(folder: &Path, stage: &Stage, client: &Client) -> Result<Acto
 
 /// A copy of this binary that the agent's user may execute: ours may lie where it may not look.
 fn agent_program(folder: &Path) -> Result<PathBuf> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let reachable = |path: &Path| {
-        path.ancestors().skip(1).all(|folder| {
-            std::fs::metadata(folder)
-                .is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0)
-        })
-    };
     let own = std::env::current_exe()?;
     if reachable(&own) {
         return Ok(own);

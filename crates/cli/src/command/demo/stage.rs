@@ -89,11 +89,12 @@ impl Stage {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn serve(
+/// Answers each connection on a thread of its own.
+pub(super) fn serve(
     listener: TcpListener,
     handle: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
 ) {
@@ -111,6 +112,13 @@ fn serve(
 
 /// Reads one request and answers it; returns its body.
 fn answer(stream: TcpStream, status: &str, kind: &str, body: &str) -> std::io::Result<String> {
+    let request = request(&stream)?;
+    respond(stream, status, kind, body)?;
+    Ok(request)
+}
+
+/// Reads one request; returns its body.
+pub(super) fn request(stream: &TcpStream) -> std::io::Result<String> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut length = 0;
@@ -127,13 +135,21 @@ fn answer(stream: TcpStream, status: &str, kind: &str, body: &str) -> std::io::R
     }
     let mut request = vec![0; length];
     reader.read_exact(&mut request)?;
-    let mut stream = stream;
+    Ok(String::from_utf8_lossy(&request).into_owned())
+}
+
+/// Answers it, and closes behind the answer.
+pub(super) fn respond(
+    mut stream: TcpStream,
+    status: &str,
+    kind: &str,
+    body: &str,
+) -> std::io::Result<()> {
     write!(
         stream,
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
-    )?;
-    Ok(String::from_utf8_lossy(&request).into_owned())
+    )
 }
 
 /// Takes whatever comes, and counts it.
