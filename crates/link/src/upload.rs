@@ -29,8 +29,9 @@ use std::{
 };
 
 use estoppel_api::Trust;
-use estoppel_model::{Clock, EVENT_BYTES_MAX, Event, Secret};
+use estoppel_model::{AuditEvent, Clock, EVENT_BYTES_MAX, Event, NetworkEvent, Secret, Untrusted};
 use serde::Serialize;
+use serde_json::value::RawValue;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 use uuid::Uuid;
@@ -174,16 +175,17 @@ impl Uploader {
     /// Sends an event, which gets an id and a time where it has none. Returns at once; see the
     /// module for what happens while no server answers.
     pub fn send(&self, mut event: Event) {
-        let (id, timestamp) = match &mut event {
-            Event::Audit(event) => (&mut event.id, &mut event.timestamp),
-            Event::Network(event) => (&mut event.id, &mut event.timestamp),
+        let timestamp = match &mut event {
+            Event::Audit(event) => &mut event.timestamp,
+            Event::Network(event) => &mut event.timestamp,
         };
-        let id = *id.get_or_insert_with(Uuid::now_v7);
         let at = *timestamp.get_or_insert_with(|| self.shared.clock.now());
-        match line(&event) {
+        let bytes = memory_of(&event);
+        let Err(event) = self.shared.queue.push_unwritten(event, at, bytes) else { return };
+        match line(event) {
             Ok(json) => self.shared.queue.push(Line { at, json }),
             Err(error) => {
-                tracing::warn!(%id, %error, "an event cannot be sent");
+                tracing::warn!(%error, "an event cannot be sent");
                 self.shared.queue.lose(at);
             }
         }
@@ -241,6 +243,23 @@ impl Shared {
     }
 }
 
+/// About how much memory an event takes, and at least how long its line is.
+fn memory_of(event: &Event) -> usize {
+    let raw = |json: &Option<Box<RawValue>>| json.as_ref().map_or(0, |json| json.get().len());
+    let text = |text: &Option<Untrusted<String>>| text.as_ref().map_or(0, |text| text.raw().len());
+    match event {
+        Event::Audit(event) => {
+            let texts = [&event.action, &event.tool, &event.plugin, &event.plugin_version];
+            let others = [&event.model, &event.decision, &event.trace_id, &event.span_id];
+            let values = [&event.params, &event.result, &event.detections, &event.attributes];
+            size_of::<AuditEvent>()
+                + texts.into_iter().chain(others).map(text).sum::<usize>()
+                + values.into_iter().map(raw).sum::<usize>()
+        }
+        Event::Network(_) => size_of::<NetworkEvent>(),
+    }
+}
+
 /// Why an event cannot become a line.
 #[derive(Debug, thiserror::Error)]
 enum LineError {
@@ -250,12 +269,18 @@ enum LineError {
     TooLarge { bytes: usize },
 }
 
-fn line(event: &Event) -> Result<String, LineError> {
-    let mut json = serde_json::to_string(event)?;
+/// Writes an event, which gets an id where it has none.
+fn line(mut event: Event) -> Result<String, LineError> {
+    let id = match &mut event {
+        Event::Audit(event) => &mut event.id,
+        Event::Network(event) => &mut event.id,
+    };
+    id.get_or_insert_with(Uuid::now_v7);
+    let mut json = serde_json::to_string(&event)?;
     if json.len() > EVENT_BYTES_MAX {
         return Err(LineError::TooLarge { bytes: json.len() });
     }
-    if json.contains(['\n', '\r']) {
+    if json.bytes().any(|byte| matches!(byte, b'\n' | b'\r')) {
         // Raw JSON of the agent's may be laid out over several lines. Inside texts a line feed is
         // always escaped, so this one is between tokens.
         json = json.replace(['\n', '\r'], " ");

@@ -36,6 +36,6 @@ impl Gap {
             attributes: Some(to_raw_value(&Attributes { lost, from, to })?),
             ..AuditEvent::default()
         }));
-        Ok(Self { line: Line { at: now, json: super::line(&event)? } })
+        Ok(Self { line: Line { at: now, json: super::line(event)? } })
     }
 }

@@ -15,6 +15,8 @@ use crate::spool::{Chunk, Line, Room, Spool};
 /// Largest batch, in events and in bytes; the last event may go beyond the bytes.
 const BATCH_EVENTS_MAX: usize = 1_000;
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Most events that are written as JSON on the task's own thread.
+const WRITTEN_HERE_MAX: u64 = 32;
 /// Longest stay in memory behind a request that is not answered, once there is a disk to go to.
 const SPILL_AFTER: Duration = Duration::from_secs(1);
 /// First and longest wait before a server that did not answer is asked again.
@@ -144,7 +146,7 @@ impl Pump {
             batch.backlog = self.oldest_spooled().await;
         }
         if batch.backlog.is_none() {
-            batch.fresh = self.shared.queue.take(BATCH_EVENTS_MAX, BATCH_BYTES_MAX);
+            batch.fresh = self.take().await;
             if batch.fresh.is_empty() && !backlog_first {
                 batch.backlog = self.oldest_spooled().await;
             }
@@ -159,6 +161,18 @@ impl Pump {
         }
         batch.gap = self.gap.as_ref().map(|gap| gap.line.clone());
         batch
+    }
+
+    /// Takes a batch out of the queue. Many events are written on a thread of their own: an order may
+    /// wait for this one.
+    async fn take(&mut self) -> Vec<Line> {
+        let shared = Arc::clone(&self.shared);
+        let take = move || shared.queue.take(BATCH_EVENTS_MAX, BATCH_BYTES_MAX);
+        if self.shared.queue.fill().events <= WRITTEN_HERE_MAX {
+            return take();
+        }
+        // A runtime that ends does not begin to: they are still in the queue then.
+        tokio::task::spawn_blocking(take).await.unwrap_or_default()
     }
 
     async fn oldest_spooled(&mut self) -> Option<Chunk> {
@@ -227,7 +241,7 @@ impl Pump {
 
     /// Moves what is in memory to disk.
     async fn spill(&mut self) {
-        let lines = self.shared.queue.take(BATCH_EVENTS_MAX, BATCH_BYTES_MAX);
+        let lines = self.take().await;
         if lines.is_empty() {
             self.spill_not_before = Instant::now() + SPILL_AFTER;
             return;

@@ -1,17 +1,22 @@
 //! Events in memory, bounded by their bytes; whatever finds no room is counted.
+//!
+//! While there is plenty of room they wait as they came: writing one as JSON costs several times what
+//! the rest of an agent's step does, and is left to the task that sends.
 
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use estoppel_model::Timestamp;
+use estoppel_model::{Event, Timestamp};
 use tokio::sync::Notify;
 
 use crate::spool::{Line, Loss};
 
 /// Memory that an event takes beside its text.
 const OVERHEAD_BYTES: usize = 64;
+/// Part of the room up to which events wait unwritten; they take more of it than their lines would.
+const UNWRITTEN: usize = 8;
 
 /// The queue between [`super::Uploader::send`] and the task that sends.
 #[derive(Debug)]
@@ -26,13 +31,20 @@ pub(super) struct Queue {
 
 #[derive(Debug, Default)]
 struct Inner {
-    lines: VecDeque<Line>,
+    waiting: VecDeque<Waiting>,
     bytes: usize,
     /// Lost and not yet reported.
     gap: Option<Loss>,
     lost: u64,
     /// Nobody takes events out any more.
     closed: bool,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    Line(Line),
+    /// Not written yet, with the memory that it takes.
+    Event(Event, Timestamp, usize),
 }
 
 /// How full the queue is.
@@ -53,6 +65,24 @@ impl Queue {
         }
     }
 
+    /// Adds an event that takes so much memory, if there is plenty of room; else gives it back.
+    pub(super) fn push_unwritten(
+        &self,
+        event: Event,
+        at: Timestamp,
+        bytes: usize,
+    ) -> Result<(), Event> {
+        let mut inner = self.lock();
+        if inner.closed || inner.bytes + bytes > self.bytes_max / UNWRITTEN {
+            return Err(event);
+        }
+        inner.bytes += bytes;
+        inner.waiting.push_back(Waiting::Event(event, at, bytes));
+        drop(inner);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
     /// Adds an event, or counts it as lost.
     pub(super) fn push(&self, line: Line) {
         let mut inner = self.lock();
@@ -61,7 +91,7 @@ impl Queue {
             inner.lose(Loss::one(line.at));
         } else {
             inner.bytes += cost(&line);
-            inner.lines.push_back(line);
+            inner.waiting.push_back(Waiting::Line(line));
         }
         let half = self.bytes_max / 2;
         let is_half_full = before <= half && inner.bytes > half;
@@ -72,18 +102,35 @@ impl Queue {
         }
     }
 
-    /// Takes the oldest events, at most `events_max`, and no more once `bytes_max` is reached.
+    /// Takes the oldest events, at most `events_max`, and no more once `bytes_max` is reached. Those
+    /// that cannot be written are counted as lost.
     pub(super) fn take(&self, events_max: usize, bytes_max: usize) -> Vec<Line> {
         let mut inner = self.lock();
-        let mut lines = Vec::new();
+        let mut taken = Vec::new();
         let mut bytes = 0;
-        while lines.len() < events_max && bytes < bytes_max {
-            let Some(line) = inner.lines.pop_front() else { break };
-            bytes += line.json.len();
-            inner.bytes -= cost(&line);
-            lines.push(line);
+        while taken.len() < events_max && bytes < bytes_max {
+            let Some(waiting) = inner.waiting.pop_front() else { break };
+            let room = waiting.bytes();
+            bytes += room;
+            inner.bytes -= room;
+            taken.push(waiting);
         }
-        lines
+        drop(inner);
+        self.written(taken)
+    }
+
+    fn written(&self, waiting: impl IntoIterator<Item = Waiting>) -> Vec<Line> {
+        let lines = waiting.into_iter().filter_map(|waiting| match waiting {
+            Waiting::Line(line) => Some(line),
+            Waiting::Event(event, at, _) => super::line(event)
+                .map(|json| Line { at, json })
+                .inspect_err(|error| {
+                    tracing::warn!(%error, "an event cannot be sent");
+                    self.lose_several(Loss::one(at));
+                })
+                .ok(),
+        });
+        lines.collect()
     }
 
     /// Puts events back in front that were taken and went nowhere; those that find no room are
@@ -95,7 +142,7 @@ impl Queue {
                 inner.lose(Loss::one(line.at));
             } else {
                 inner.bytes += cost(&line);
-                inner.lines.push_front(line);
+                inner.waiting.push_front(Waiting::Line(line));
             }
         }
     }
@@ -121,12 +168,14 @@ impl Queue {
         let mut inner = self.lock();
         inner.closed = true;
         inner.bytes = 0;
-        std::mem::take(&mut inner.lines).into()
+        let left = std::mem::take(&mut inner.waiting);
+        drop(inner);
+        self.written(left)
     }
 
     pub(super) fn fill(&self) -> Fill {
         let inner = self.lock();
-        Fill { events: inner.lines.len() as u64, bytes: inner.bytes as u64, lost: inner.lost }
+        Fill { events: inner.waiting.len() as u64, bytes: inner.bytes as u64, lost: inner.lost }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -142,6 +191,68 @@ impl Inner {
     }
 }
 
+impl Waiting {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Line(line) => cost(line),
+            Self::Event(_, _, bytes) => *bytes,
+        }
+    }
+}
+
 fn cost(line: &Line) -> usize {
     line.json.len() + OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use estoppel_model::{AuditEvent, Untrusted};
+    use serde_json::Value;
+
+    use super::*;
+
+    fn event(action: String) -> Event {
+        Event::Audit(Box::new(AuditEvent {
+            action: Some(Untrusted::new(action)),
+            ..AuditEvent::default()
+        }))
+    }
+
+    /// Events wait unwritten up to an eighth of the room, and come out in order, each with an id.
+    #[test]
+    fn events_wait_as_they_came_while_there_is_plenty_of_room() {
+        let queue = Queue::new(8 * 1_000);
+        let at = Timestamp::default();
+        let refused =
+            (0..).find(|n: &u32| queue.push_unwritten(event(n.to_string()), at, 100).is_err());
+        assert_eq!((refused, queue.fill().bytes), (Some(10), 1_000));
+        let json = crate::upload::line(event("10".to_owned())).unwrap();
+        queue.push(Line { at, json });
+        let first = queue.take(4, usize::MAX);
+        assert_eq!(first.len(), 4);
+        queue.put_back(first);
+        let lines = queue.take(usize::MAX, usize::MAX);
+        let values: Vec<Value> =
+            lines.iter().map(|line| serde_json::from_str(&line.json).unwrap()).collect();
+        let actions: Vec<&str> =
+            values.iter().filter_map(|value| value["action"].as_str()).collect();
+        assert_eq!(actions, ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"]);
+        let ids: HashSet<&str> = values.iter().filter_map(|value| value["id"].as_str()).collect();
+        assert_eq!(ids.len(), lines.len());
+        assert_eq!((queue.fill().events, queue.fill().bytes, queue.fill().lost), (0, 0, 0));
+    }
+
+    /// What is too large for an event is counted, by whomever it is written.
+    #[test]
+    fn an_event_that_cannot_be_written_is_counted() {
+        let queue = Queue::new(100 * 1024 * 1024);
+        let huge = event("x".repeat(estoppel_model::EVENT_BYTES_MAX));
+        assert!(queue.push_unwritten(huge, Timestamp::default(), 1).is_ok());
+        assert!(queue.push_unwritten(event("small".to_owned()), Timestamp::default(), 1).is_ok());
+        assert_eq!(queue.take(usize::MAX, usize::MAX).len(), 1);
+        assert_eq!(queue.fill().lost, 1);
+        assert_eq!(queue.take_gap().map(|loss| loss.events), Some(1));
+    }
 }
