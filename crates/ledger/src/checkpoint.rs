@@ -45,7 +45,7 @@ pub enum CheckpointError {
 
 /// The key of a ledger under the ledger's name: the name is the key's hash, so that a ledger that
 /// was replaced as a whole cannot pass for the old one.
-pub(crate) fn verifier_key(key: VerifyingKey) -> VerifierKey {
+pub fn verifier_key(key: VerifyingKey) -> VerifierKey {
     let hash: [u8; 32] = Sha256::digest(key.as_bytes()).into();
     VerifierKey::new(format!("estoppel.dev/ledger/{}", hex::encode(&hash[..8])), key)
 }

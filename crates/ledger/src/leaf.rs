@@ -25,7 +25,7 @@ pub(crate) const SALT_BYTES: usize = 32;
 const DOMAIN: &[u8] = b"estoppel.dev/ledger/record/1\n";
 
 /// Returns the leaf of a record with its salt.
-pub(crate) fn hash(record: &Record, salt: &[u8]) -> Hash {
+pub fn hash(record: &Record, salt: &[u8]) -> Hash {
     let kind = record.kind.as_str().as_bytes();
     let length = |bytes: &[u8]| (bytes.len() as u64).to_be_bytes();
     let (key_mark, key_length, key) = match &record.key {

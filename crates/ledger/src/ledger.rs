@@ -302,6 +302,35 @@ impl Ledger {
         self.with_reader(|store| merkle::consistency(store, old, new))
     }
 
+    /// Returns a record with the salt of its leaf, for those to whom it is to be proved: with
+    /// [`leaf_of`](crate::leaf_of) and [`Ledger::leaves`] they need nothing of this ledger. Blocks on
+    /// the disk.
+    ///
+    /// # Errors
+    /// When there is no such record, it does not fit its leaf, or the disk cannot be read.
+    pub fn disclose(&self, seq: u64) -> Result<(Record, Vec<u8>), LedgerError> {
+        let size = self.head().size;
+        if seq >= size {
+            return Err(LedgerError::NoSuchRecord { what: format!("record {seq}"), size });
+        }
+        self.with_reader(|store| store.stored(seq)).map(|stored| (stored.record, stored.salt))
+    }
+
+    /// Returns the leaves of the first `size` records. They say nothing of what is in the records,
+    /// and are all that the roots of every checkpoint up to there are made of. Blocks on the disk;
+    /// 32 bytes a record.
+    ///
+    /// # Errors
+    /// When there are fewer records, one of them is missing, or the disk cannot be read.
+    pub fn leaves(&self, size: u64) -> Result<Vec<Hash>, LedgerError> {
+        let have = self.head().size;
+        if size > have {
+            let what = format!("the leaves of {size} records");
+            return Err(LedgerError::NoSuchRecord { what, size: have });
+        }
+        self.with_reader(|store| store.leaves(size))
+    }
+
     /// Keeps the state that a fold has come to after the first `size` records, so that the next
     /// start need not read them. A cache: signed, checked on the way back, and free to be lost.
     ///

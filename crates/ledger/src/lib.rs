@@ -36,10 +36,11 @@ mod writer;
 
 use std::{fmt, io, path::Path, sync::Arc};
 
-pub use checkpoint::{Checkpoint, CheckpointError, Head};
+pub use checkpoint::{Checkpoint, CheckpointError, Head, verifier_key};
 pub use copy::copy;
 pub use damage::{Damage, Which};
 pub use error::{BODY_BYTES_MAX, KEY_BYTES_MAX, KIND_BYTES_MAX, LedgerError, RecordError};
+pub use leaf::hash as leaf_of;
 pub use ledger::Ledger;
 pub use merkle::Hash;
 pub use note::{NoteError, VerifierKey};

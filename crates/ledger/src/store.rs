@@ -248,6 +248,51 @@ impl Store {
         Ok(records)
     }
 
+    /// Returns a record with its salt, checked against its leaf.
+    pub(crate) fn stored(&self, seq: u64) -> Result<Stored, LedgerError> {
+        let found = self
+            .connection
+            .prepare_cached(
+                "SELECT seq, kind, key, at_us, body, salt, leaf FROM record WHERE seq = ?1",
+            )
+            .and_then(|mut statement| statement.query_row([seq.cast_signed()], stored).optional())
+            .map_err(LedgerError::database("read a record"))?;
+        let damaged = |damage| Err(LedgerError::damaged(damage));
+        match found {
+            None => damaged(Damage::Missing { first: seq, last: seq }),
+            Some(it) if crate::leaf::hash(&it.record, &it.salt) != it.leaf => {
+                damaged(Damage::Record { seq })
+            }
+            Some(stored) => Ok(stored),
+        }
+    }
+
+    /// Returns the leaves of the first `size` records, without a gap.
+    pub(crate) fn leaves(&self, size: u64) -> Result<Vec<Hash>, LedgerError> {
+        let read = || {
+            self.connection
+                .prepare_cached("SELECT seq, leaf FROM record WHERE seq < ?1 ORDER BY seq")?
+                .query_map([size.cast_signed()], |row| {
+                    Ok((row.get::<_, i64>(0)?.cast_unsigned(), Hash::from_bytes(row.get(1)?)))
+                })?
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let rows = read().map_err(LedgerError::database("read the leaves"))?;
+        let mut leaves = Vec::with_capacity(rows.len());
+        for (expected, (found, leaf)) in (0..size).zip(&rows) {
+            if *found != expected {
+                let damage = Damage::Missing { first: expected, last: expected };
+                return Err(LedgerError::damaged(damage));
+            }
+            leaves.push(*leaf);
+        }
+        if (leaves.len() as u64) < size {
+            let damage = Damage::Missing { first: leaves.len() as u64, last: size - 1 };
+            return Err(LedgerError::damaged(damage));
+        }
+        Ok(leaves)
+    }
+
     /// The places of those of the first `size` records that have one of these kinds, or a key that
     /// begins with `prefix`. Kinds come from the table, keys from their index.
     pub(crate) fn places(

@@ -50,6 +50,37 @@ fn proofs_from_the_stored_tiles_hold() {
     }
 }
 
+/// Invariant *tamper-evident*: with the leaves and a record's salt anybody proves the record against
+/// each checkpoint since, without the ledger.
+#[test]
+fn leaves_and_salts_prove_a_record_to_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path()).unwrap();
+    let mut checkpoints = vec![ledger.checkpoint()];
+    for size in 1..=300 {
+        fill(&ledger, size - 1, size);
+        checkpoints.push(ledger.checkpoint());
+    }
+    let leaves = ledger.leaves(300).unwrap();
+    assert_eq!(leaves.len(), 300);
+    let mut tree = merkle::Frontier::default();
+    for (checkpoint, leaf) in checkpoints.iter().zip(leaves.iter().map(Some).chain([None])) {
+        checkpoint.verify(&estoppel_ledger::verifier_key(key().verifying_key())).unwrap();
+        assert_eq!(checkpoint.head().root, tree.root());
+        let Some(leaf) = leaf else { break };
+        tree.push(*leaf, |_, _, _| {});
+    }
+    for seq in [0, 1, 255, 256, 299] {
+        let (mut disclosed, salt) = ledger.disclose(seq).unwrap();
+        let leaf = leaves[usize::try_from(seq).unwrap()];
+        assert_eq!(estoppel_ledger::leaf_of(&disclosed, &salt), leaf);
+        disclosed.body.push(' ');
+        assert_ne!(estoppel_ledger::leaf_of(&disclosed, &salt), leaf);
+    }
+    assert!(matches!(ledger.disclose(300), Err(LedgerError::NoSuchRecord { size: 300, .. })));
+    assert!(matches!(ledger.leaves(301), Err(LedgerError::NoSuchRecord { size: 300, .. })));
+}
+
 /// Invariant *tamper-evident*: enforcers keep the last checkpoint and compare at hello.
 #[test]
 fn a_checkpoint_that_was_kept_elsewhere_shows_a_restored_copy_and_another_history() {
