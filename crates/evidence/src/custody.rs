@@ -3,6 +3,9 @@
 //! Each line holds the SHA-256 of the line before it, so that a line that was changed, left out or
 //! put in between is found. Lines cut off at the end are not: for that the chain's head is recorded
 //! in the ledger, whose checkpoints are signed.
+//!
+//! A host keeps such a chain beside each capture. The vault's chains are records of the ledger
+//! ([`crate::Chains`]).
 
 use estoppel_model::{Actor, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -29,6 +32,22 @@ pub enum CustodyAction {
     Derive,
     /// It was deleted.
     Dispose,
+}
+
+impl CustodyAction {
+    /// The action's word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Acquire => "acquire",
+            Self::Verify => "verify",
+            Self::Access => "access",
+            Self::Copy => "copy",
+            Self::Transfer => "transfer",
+            Self::Export => "export",
+            Self::Derive => "derive",
+            Self::Dispose => "dispose",
+        }
+    }
 }
 
 /// What happened, before it has its place in the chain.
@@ -60,16 +79,16 @@ pub struct CustodyEntry {
     pub result: String,
 }
 
-/// One line of the chain.
+/// One line of a chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CustodyEvent {
+pub struct CustodyEvent<E = CustodyEntry> {
     /// Its place, counted from 0.
     pub seq: u64,
     /// SHA-256 of the line before, without its line feed; absent at the first.
     pub prev_hash: Option<Digest>,
     /// What happened.
     #[serde(flatten)]
-    pub entry: CustodyEntry,
+    pub entry: E,
 }
 
 /// Where a chain stands: enough to append, and to see later that nothing was cut off.
@@ -117,7 +136,7 @@ impl Head {
     ///
     /// # Errors
     /// When it cannot be written as JSON, which no value of these types brings about.
-    pub fn append(&mut self, entry: CustodyEntry) -> Result<String, serde_json::Error> {
+    pub fn append<E: Serialize>(&mut self, entry: E) -> Result<String, serde_json::Error> {
         let event = CustodyEvent { seq: self.count, prev_hash: self.last, entry };
         let line = serde_json::to_string(&event)?;
         *self = Self { count: self.count + 1, last: Some(Digest::of(line.as_bytes())) };

@@ -15,6 +15,12 @@ pub mod named {
     /// One capture.
     #[derive(Debug)]
     pub enum Capture {}
+    /// One hold on an incident's evidence.
+    #[derive(Debug)]
+    pub enum Hold {}
+    /// One bundle.
+    #[derive(Debug)]
+    pub enum Bundle {}
 }
 
 /// Names one capture.
