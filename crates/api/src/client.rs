@@ -8,16 +8,23 @@ use url::Url;
 
 use crate::{
     Allowlist, AllowlistSuggestion, ApproveReleaseRequest, ApproveRequest, AssignRequest,
-    BlockRequest, BreakGlassMade, BreakGlassRequest, BreakGlassSummary, CloseRequest,
-    CredentialMinted, CredentialRequest, DrillSummary, EvidenceAccepted, GatewayPolicy,
-    HaltAccepted, HaltPlan, HaltRequest, HaltStatus, IncidentOpened, IncidentSummary, IngestReport,
-    KillSwitchState, LimitAccepted, LimitRequest, LimitSummary, NoteRequest, OpenIncidentRequest,
-    PlanRequest, Problem, ReleaseAccepted, ReleasePending, ReleaseRequest, RunSummary, SqlRequest,
-    SqlTable, Status, TokenMinted, TokenRequest, TokenSummary, Trust,
+    BlockRequest, BreakGlassMade, BreakGlassRequest, BreakGlassSummary, CaptureSummary,
+    CaptureVerified, CloseRequest, CredentialMinted, CredentialRequest, CustodyLine,
+    DisposeRequest, Disposed, DrillSummary, EvidenceAccepted, ExportRequest, GatewayPolicy,
+    HaltAccepted, HaltPlan, HaltRequest, HaltStatus, HoldRequest, HoldSummary, IncidentOpened,
+    IncidentSummary, IngestReport, KillSwitchState, LimitAccepted, LimitRequest, LimitSummary,
+    NoteRequest, OpenIncidentRequest, PlanRequest, Problem, ReleaseAccepted, ReleaseHoldRequest,
+    ReleasePending, ReleaseRequest, RunSummary, SqlRequest, SqlTable, Status, TokenMinted,
+    TokenRequest, TokenSummary, Trust, VerifyCaptureRequest,
 };
 
 /// How long a request may take, connecting included.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long an answer that is a file may take in all.
+const FILE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
+/// How long its next piece may take.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Speaks to one server. Cloning shares the connections.
 #[derive(Debug, Clone)]
@@ -172,6 +179,66 @@ impl Client {
         self.json(self.request(reqwest::Method::POST, "/v1/events").body(body)).await
     }
 
+    /// A capture's manifest, byte for byte; the look is recorded with its purpose.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn manifest(
+        &self,
+        capture: uuid::Uuid,
+        purpose: &str,
+    ) -> Result<String, ClientError> {
+        self.text(&format!("/v1/evidence/captures/{capture}?{}", purpose_query(purpose))).await
+    }
+
+    /// Gives the content of a capture's item to `take`, piece by piece; the look is recorded.
+    ///
+    /// # Errors
+    /// As [`Client::get`], and those of `take`; what was taken by then is not whole.
+    pub async fn item(
+        &self,
+        capture: uuid::Uuid,
+        sha256: &str,
+        purpose: &str,
+        take: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<u64, FileError> {
+        let query = purpose_query(purpose);
+        let path = format!("/v1/evidence/captures/{capture}/items/{sha256}?{query}");
+        self.file(self.request(reqwest::Method::GET, &path), take).await
+    }
+
+    /// Gives a bundle to `take`, piece by piece; the export is recorded with its purpose.
+    ///
+    /// # Errors
+    /// As [`Client::item`].
+    pub async fn export_evidence(
+        &self,
+        request: &ExportRequest,
+        take: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<u64, FileError> {
+        let post = self.request(reqwest::Method::POST, "/v1/evidence/export").json(request);
+        self.file(post, take).await
+    }
+
+    /// Takes an answer that is a file; how many bytes it had. One that breaks off is an error: its
+    /// length comes first.
+    async fn file(
+        &self,
+        request: reqwest::RequestBuilder,
+        mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<u64, FileError> {
+        let mut response = self.send(request.timeout(FILE_TIMEOUT)).await?;
+        let mut bytes = 0;
+        loop {
+            let piece = tokio::time::timeout(PIECE_TIMEOUT, response.chunk());
+            let piece = piece.await.map_err(|_| FileError::Stalled { bytes })?;
+            let piece = piece.map_err(|source| FileError::BrokenOff { bytes, source })?;
+            let Some(piece) = piece else { return Ok(bytes) };
+            take(&piece).map_err(FileError::Take)?;
+            bytes += piece.len() as u64;
+        }
+    }
+
     /// Keeps the content of an evidence item.
     ///
     /// # Errors
@@ -224,6 +291,35 @@ impl Client {
             .await
             .map(drop)
     }
+}
+
+/// Why a file did not come whole.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It did not begin.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// It broke off.
+    #[error("the file broke off after {bytes} bytes")]
+    BrokenOff {
+        /// How many had come.
+        bytes: u64,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// Nothing more came.
+    #[error("nothing more came after {bytes} bytes")]
+    Stalled {
+        /// How many had come.
+        bytes: u64,
+    },
+    /// Whoever took it did not take more.
+    #[error("it cannot be written")]
+    Take(#[source] std::io::Error),
+}
+
+fn purpose_query(purpose: &str) -> String {
+    url::form_urlencoded::Serializer::new(String::new()).append_pair("purpose", purpose).finish()
 }
 
 /// Methods that are one request each.
@@ -293,6 +389,20 @@ endpoints! {
     assign(id: &str) body request: AssignRequest => serde_json::Value, post "/v1/incidents/{id}/assign";
     /// Closes an incident.
     close(id: &str) body request: CloseRequest => serde_json::Value, post "/v1/incidents/{id}/close";
+    /// Lists the captures that the vault has, or had.
+    captures() => Vec<CaptureSummary>, get "/v1/evidence";
+    /// Asks for a capture's custody chain.
+    custody(capture: uuid::Uuid) => Vec<CustodyLine>, get "/v1/evidence/captures/{capture}/log";
+    /// Compares what is stored of a capture with its manifest.
+    verify_capture(capture: uuid::Uuid) body request: VerifyCaptureRequest => CaptureVerified, post "/v1/evidence/captures/{capture}/verify";
+    /// Disposes of a capture's contents.
+    dispose(capture: uuid::Uuid) body request: DisposeRequest => Disposed, post "/v1/evidence/captures/{capture}/dispose";
+    /// Lists the holds.
+    holds() => Vec<HoldSummary>, get "/v1/evidence/holds";
+    /// Places a hold.
+    hold() body request: HoldRequest => HoldSummary, post "/v1/evidence/holds";
+    /// Releases a hold.
+    release_hold(hold: uuid::Uuid) body request: ReleaseHoldRequest => HoldSummary, post "/v1/evidence/holds/{hold}/release";
     /// Lists the runs of playbooks.
     runs() => Vec<RunSummary>, get "/v1/runs";
     /// Lets a run begin, or declines it.

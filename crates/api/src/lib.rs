@@ -8,6 +8,7 @@ mod break_glass;
 mod client;
 mod drill;
 mod event;
+mod evidence;
 mod halt;
 mod incident;
 mod plan;
@@ -19,11 +20,15 @@ mod token;
 mod trust;
 
 pub use break_glass::{BreakGlassMade, BreakGlassRequest, BreakGlassSummary, BreakGlassUsed};
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, FileError};
 pub use drill::{DrillOutcome, DrillStatus, DrillSummary, DrilledEnforcer, Spread};
 pub use event::{
     Allowlist, AllowlistSuggestion, GatewayPolicy, IngestReport, Rejected, SqlColumn, SqlRequest,
     SqlTable,
+};
+pub use evidence::{
+    CaptureSummary, CaptureVerified, CustodyLine, DisposeRequest, Disposed, ExportRequest, HoldEnd,
+    HoldRequest, HoldSummary, ReleaseHoldRequest, VerifyCaptureRequest,
 };
 pub use halt::{
     BlockRequest, Durable, EnforcerProgress, HaltAccepted, HaltRequest, HaltState, HaltStatus,
@@ -51,5 +56,7 @@ pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Largest body of `POST /v1/events`, in bytes.
 pub const EVENTS_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Longest purpose or reason of what is done with evidence, in bytes.
+pub const PURPOSE_BYTES_MAX: usize = 1_000;
 /// Largest evidence item, in bytes.
 pub const EVIDENCE_BYTES_MAX: usize = 512 * 1024 * 1024;

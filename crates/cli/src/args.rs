@@ -1,5 +1,6 @@
 //! Arguments. Each command's help has examples; what a script relies on is in docs/exit-codes.md.
 
+mod evidence;
 mod hooks;
 mod orders;
 mod processes;
@@ -12,6 +13,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use estoppel_model::EntityId;
 
 pub(crate) use self::{
+    evidence::EvidenceCommand,
     hooks::{Agent, HookCommand, InstallArgs, OnLostArg, SettingsArgs, SettingsScope},
     orders::{
         BlockArgs, DrillCommand, HaltArgs, KillTaskArgs, LimitArgs, LimitCommand, ReleaseArgs,
@@ -173,6 +175,19 @@ Example:
     Incident {
         #[command(subcommand)]
         command: IncidentCommand,
+    },
+    /// List, show, export, verify, hold and dispose of captured evidence
+    #[command(after_help = "\
+Examples:
+  estoppel evidence list
+  estoppel evidence export IR-2026-001 --output case.tar --purpose 'court order 4 O 12/26'
+  estoppel evidence verify case.tar --checkpoint checkpoint-from-the-page.txt
+  estoppel evidence log 0197...
+
+Each look at evidence is recorded in its custody chain, with who and what for, before it is given out.")]
+    Evidence {
+        #[command(subcommand)]
+        command: EvidenceCommand,
     },
     /// Report that something is wrong; opens an incident
     #[command(

@@ -61,6 +61,8 @@ pub(crate) struct Serve {
     /// Folder of playbooks that replace the built-in ones of the same name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub playbooks: Option<PathBuf>,
+    /// Room for evidence, in MiB: 64 to 1,073,741,824.
+    pub evidence_mib: u64,
     /// Memory of the SQL worker, in MiB: 128 to 65,536.
     pub sql_memory_mib: u64,
     /// How long one query may take, in seconds: 1 to 600.
@@ -82,6 +84,7 @@ impl Default for Serve {
             two_persons: Vec::new(),
             drill_every: None,
             playbooks: None,
+            evidence_mib: 102_400,
             sql_memory_mib: 1024,
             sql_seconds: 30,
         }
@@ -208,6 +211,7 @@ impl Config {
     /// Checks what types alone do not say.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         bound("serve.lease_seconds", self.serve.lease_seconds, 2, 300)?;
+        bound("serve.evidence_mib", self.serve.evidence_mib, 64, 1 << 30)?;
         bound("serve.sql_memory_mib", self.serve.sql_memory_mib, 128, 65_536)?;
         bound("serve.sql_seconds", self.serve.sql_seconds, 1, 600)?;
         if let Some(every) = self.serve.drill_every {
@@ -343,6 +347,7 @@ mod tests {
         check("[serve]\ntls_cert = \"a.pem\"", "tls_key");
         check("[serve]\ntls_key = \"a.pem\"", "tls_cert");
         check("[serve]\nlease_seconds = 1", "2 to 300");
+        check("[serve]\nevidence_mib = 1", "64 to 1073741824");
         check("[serve]\npublic_url = \"halt.example.com\"", "https://HOST");
         check("[egress]\nresponse = \"kill\"", "auto");
         check("[paging]\nurl = \"http://x\"\nformat = \"pagerduty\"", "routing_key_env");

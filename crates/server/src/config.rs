@@ -61,6 +61,8 @@ pub struct ServerConfig {
     pub gateway_mode: String,
     /// Folder of playbooks that replace the built-in ones of the same name.
     pub playbooks: Option<PathBuf>,
+    /// Room for evidence, in bytes.
+    pub evidence_bytes_max: u64,
     /// How to start the SQL worker.
     pub sql_worker: WorkerCommand,
     /// Memory of the SQL worker.
@@ -106,6 +108,7 @@ impl ServerConfig {
             automatic_halts_per_hour: 20,
             gateway_mode: "observe".to_owned(),
             playbooks: None,
+            evidence_bytes_max: 100 << 30,
             sql_worker,
             sql_memory_bytes: 1 << 30,
             sql_time: Duration::from_secs(30),

@@ -10,8 +10,10 @@
 
 pub mod backup;
 mod break_glass;
+pub mod bundle;
 mod config;
 mod credential;
+mod custody;
 mod drill;
 mod expiry;
 mod feed;
@@ -27,6 +29,7 @@ mod mirror;
 mod moment;
 mod order;
 mod pages;
+mod pipe;
 mod plan;
 mod release;
 mod responder;

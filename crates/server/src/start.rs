@@ -186,7 +186,7 @@ impl Server {
             tasks.clone(),
             Arc::clone(&metrics),
         );
-        let vault = Vault::open(&config.data)?;
+        let vault = Vault::open(&config.data, config.evidence_bytes_max)?;
         let streams = http::stream::runtime().map_err(StartError::Runtime)?;
         let server = Self(Arc::new(Inner {
             clock,

@@ -19,6 +19,7 @@ mod demo;
 mod doctor;
 mod drill;
 mod enforcer;
+mod evidence;
 mod gateway;
 mod halt;
 pub(crate) mod hidden;
@@ -55,6 +56,7 @@ pub(crate) fn run(command: Command, connect: &Connect, output: &Output) -> Resul
         Command::Status(args) => block_on(status::status(&args, connect, output)),
         Command::Sql(args) => block_on(sql::sql(args, connect, output)),
         Command::Incident { command } => block_on(incident::incident(command, connect, output)),
+        Command::Evidence { command } => evidence::evidence(command, connect, output),
         Command::Report(args) => block_on(incident::report(args, connect, output)),
         Command::Allowlist { command } => block_on(allowlist::allowlist(command, connect, output)),
         Command::Hook { command } => hook::hook(command, connect, output),

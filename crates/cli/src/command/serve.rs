@@ -131,6 +131,7 @@ async fn run(
         automatic_halts_per_hour: config.egress.automatic_halts_per_hour,
         gateway_mode: mode(&config).to_owned(),
         playbooks: config.serve.playbooks.clone(),
+        evidence_bytes_max: config.serve.evidence_mib << 20,
         sql_memory_bytes: config.serve.sql_memory_mib << 20,
         sql_time: Duration::from_secs(config.serve.sql_seconds),
         pager: pager(&config)?,

@@ -16,6 +16,7 @@ mod demo;
 mod drain;
 mod drills;
 mod events;
+mod evidence;
 mod full_disk;
 mod gateway;
 mod guards;

@@ -40,12 +40,31 @@ fn is_delivered(incident: &Value) -> bool {
     incident["evidence"].as_array().is_some_and(|evidence| evidence.iter().any(sealed))
 }
 
-/// Each item of an incident's evidence is there, and is what its hash says.
+/// The manifest of a whole capture of the incident, its digest, and the capture's address.
+fn manifest_of(server: &Server, incident: &Value) -> (String, Value, Value) {
+    let sha256 = incident["evidence"].as_array().unwrap().iter().find_map(|item| {
+        let id = item["item"].as_str()?;
+        id.starts_with("manifest").then(|| item["sha256"].clone())
+    });
+    let sha256 = sha256.unwrap();
+    let captures = server.json(&["evidence", "list"]);
+    let mut captures = captures.as_array().unwrap().iter();
+    let capture = captures.find(|it| it["manifest_sha256"] == sha256).unwrap();
+    let path = format!("/v1/evidence/captures/{}", capture["capture"].as_str().unwrap());
+    let manifest = fetch(server, &format!("{path}?purpose=test"));
+    assert_eq!(sha256_hex(&manifest), sha256.as_str().unwrap());
+    (path, sha256, serde_json::from_slice(&manifest).unwrap())
+}
+
+/// Each item of a capture of the incident is there, and is what its hash says.
 fn check_evidence(server: &Server, incident: &Value) {
+    let (capture, manifest, _) = manifest_of(server, incident);
     let evidence = incident["evidence"].as_array().unwrap();
-    for item in evidence {
+    let is_of_it =
+        |item: &&Value| item["manifest_sha256"] == manifest && item["sha256"] != manifest;
+    for item in evidence.iter().filter(is_of_it) {
         let sha256 = item["sha256"].as_str().unwrap();
-        let content = fetch(server, &format!("/v1/evidence/{sha256}"));
+        let content = fetch(server, &format!("{capture}/items/{sha256}?purpose=test"));
         assert_eq!(sha256_hex(&content), sha256, "{item}");
         assert_eq!(content.len() as u64, item["bytes"].as_u64().unwrap(), "{item}");
     }
@@ -90,12 +109,7 @@ fn real_a_local_halt_gets_its_incident_and_its_evidence_when_the_server_is_back(
         is_delivered(&incident).then_some(incident)
     });
     check_evidence(&server, &incident);
-    let manifest = incident["evidence"].as_array().unwrap().iter().find_map(|item| {
-        let id = item["item"].as_str()?;
-        id.starts_with("manifest").then(|| item["sha256"].as_str().unwrap())
-    });
-    let manifest = fetch(&server, &format!("/v1/evidence/{}", manifest.unwrap()));
-    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let (_, _, manifest) = manifest_of(&server, &incident);
     assert_eq!(manifest["order"], order.as_str());
     assert_eq!(manifest["state"], "frozen");
     let (_, state) = server.admin("GET", "/kill-switch?scope=session:local-halt", &Value::Null);

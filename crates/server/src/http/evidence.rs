@@ -1,26 +1,28 @@
-//! `/v1/evidence` and an incident's manifests: what hosts captured (row P7).
+//! What hosts captured comes in (row P7): contents, then the manifest that lists them. How it is
+//! read is in `vault.rs`.
 
 use axum::{
     Json,
     body::Body,
     extract::{Path, State},
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
+    http::StatusCode,
 };
 use estoppel_api::{EVIDENCE_BYTES_MAX, EvidenceAccepted, Problem, Role};
-use estoppel_evidence::{Digest, Item, Manifest, SealedManifest};
+use estoppel_evidence::{Digest, Item, Manifest, SealedManifest, custody::CustodyAction};
 use estoppel_incident::record::EvidenceAdded;
 use estoppel_killswitch::Audience;
-use estoppel_model::{IncidentId, OrderId, Untrusted};
+use estoppel_model::{Actor, IncidentId, OrderId, Untrusted};
 
 use super::{
     extract::{Caller, read_body},
     problem::Failure,
 };
-use crate::{Server, vault::VaultError};
+use crate::{Server, custody::Deed, vault::VaultError};
 
 /// Largest manifest, in bytes.
 const MANIFEST_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Longest text of a manifest that a custody event repeats, in characters.
+pub(super) const TEXT_CHARS_MAX: usize = 500;
 /// Gaps of a manifest that its own record lists; the manifest has all.
 const GAPS_MAX: usize = 50;
 
@@ -30,12 +32,14 @@ impl From<VaultError> for Failure {
             VaultError::OtherContent { .. } => Self::Unprocessable(error.to_string()),
             VaultError::TooLarge { bytes_max } => Self::TooLarge { bytes_max },
             VaultError::BrokenOff { .. } => Self::Malformed(error.to_string()),
+            VaultError::Full { .. } | VaultError::NoRoom { .. } => Self::Full(error.to_string()),
+            VaultError::Busy => Self::Unavailable(error.to_string()),
             VaultError::Disk(_) => Self::internal(error),
         }
     }
 }
 
-fn digest(text: &str) -> Result<Digest, Failure> {
+pub(super) fn digest(text: &str) -> Result<Digest, Failure> {
     text.parse()
         .map_err(|error: estoppel_evidence::DigestError| Failure::Malformed(error.to_string()))
 }
@@ -56,30 +60,6 @@ pub(crate) async fn put(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Gives an item's content back. Responders only: it is the agent's own data.
-#[utoipa::path(
-    get, path = "/v1/evidence/{sha256}", tag = "evidence", params(("sha256" = String, Path)),
-    responses((status = 200, content_type = "application/octet-stream"), (status = 404, body = Problem))
-)]
-pub(crate) async fn get(
-    State(server): State<Server>,
-    caller: Caller,
-    Path(sha256): Path<String>,
-) -> Result<Response, Failure> {
-    caller.at_least(Role::Responder)?;
-    caller.unbound("evidence is the operator's")?;
-    let content = server.vault().read(&digest(&sha256)?).await.map_err(Failure::internal)?;
-    let content =
-        content.ok_or_else(|| Failure::NotFound("no evidence has this SHA-256".to_owned()))?;
-    // Hostile bytes: never to be shown in place.
-    let headers = [
-        (header::CONTENT_TYPE, "application/octet-stream"),
-        (header::CONTENT_DISPOSITION, "attachment"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
-    Ok((headers, content).into_response())
-}
-
 /// Adds a manifest to an incident. Its items' contents come first; those that are missing are named.
 #[utoipa::path(
     post, path = "/v1/incidents/{id}/evidence", tag = "evidence", params(("id" = String, Path)),
@@ -94,7 +74,7 @@ pub(crate) async fn add(
 ) -> Result<Json<EvidenceAccepted>, Failure> {
     caller.machine_or(&[Role::Enforcer], Role::Responder)?;
     let incident = super::incidents::find(&server, &incident)?.id();
-    keep(&server, incident, None, body).await
+    keep(&server, incident, None, caller.0.actor, body).await
 }
 
 /// Adds a manifest to the incident of a halt, by the halt's id: a halt that was given on a host while
@@ -122,7 +102,7 @@ pub(crate) async fn add_to_halt(
     let incident = incident.ok_or_else(|| {
         Failure::NotFound(format!("no incident has halt {id} yet: its host hands it back first"))
     })?;
-    keep(&server, incident, Some(id), body).await
+    keep(&server, incident, Some(id), caller.0.actor, body).await
 }
 
 /// Keeps a manifest with its incident; `order`: it must be of that halt.
@@ -130,6 +110,7 @@ async fn keep(
     server: &Server,
     incident: IncidentId,
     order: Option<OrderId>,
+    by: Actor,
     body: Body,
 ) -> Result<Json<EvidenceAccepted>, Failure> {
     let bytes = read_body(body, MANIFEST_BYTES_MAX).await?;
@@ -144,6 +125,20 @@ async fn keep(
         return Err(Failure::Conflict("the manifest is of another halt".to_owned()));
     }
     let manifest_sha256 = sealed.digest().to_string();
+    // What is there stays there until it is recorded whose it is.
+    let _opened = server.vault().opened().await;
+    let known = server.journal().read(|state| state.chains.capture(manifest.id).cloned());
+    if let Some(known) = &known {
+        let id = manifest.id;
+        if known.manifest != sealed.digest() || known.case != incident {
+            return Err(Failure::Conflict(format!(
+                "capture {id} is kept already, with another manifest or incident"
+            )));
+        }
+        if let Some(at) = known.disposed_at {
+            return Err(Failure::Conflict(format!("capture {id} was disposed of at {at}")));
+        }
+    }
     let mut missing = Vec::new();
     for item in &manifest.items {
         if server.vault().has(&item.stored_sha256, item.bytes).await {
@@ -154,9 +149,40 @@ async fn keep(
     }
     if missing.is_empty() {
         server.vault().put_text(sealed.text().to_owned()).await?;
+        if known.is_none() {
+            acquire(server, incident, &manifest, sealed.digest(), by).await?;
+        }
         record(server, listing(incident, &manifest, &sealed)).await?;
     }
     Ok(Json(EvidenceAccepted { manifest_sha256, missing }))
+}
+
+/// Begins the capture's custody chain.
+async fn acquire(
+    server: &Server,
+    case: IncidentId,
+    manifest: &Manifest,
+    digest: Digest,
+    by: Actor,
+) -> Result<(), Failure> {
+    let bytes: u64 = manifest.items.iter().map(|item| item.bytes).sum();
+    let deed = Deed {
+        capture: manifest.id,
+        case,
+        item: None,
+        actor: by,
+        action: CustodyAction::Acquire,
+        from: Some(Untrusted::new(&manifest.host).inline(TEXT_CHARS_MAX)),
+        to: Some("vault".to_owned()),
+        purpose: Untrusted::new(&manifest.authority).inline(TEXT_CHARS_MAX),
+        result: format!(
+            "{} items, {bytes} bytes, {} redactions, {} gaps",
+            manifest.items.len(),
+            manifest.redacted.len(),
+            manifest.gaps.len()
+        ),
+    };
+    server.record_custody(deed, digest).await
 }
 
 async fn record(server: &Server, added: EvidenceAdded) -> Result<(), Failure> {

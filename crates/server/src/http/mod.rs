@@ -23,6 +23,7 @@ mod evidence;
 pub(crate) mod extract;
 mod halted;
 pub(crate) mod health;
+mod holds;
 mod incidents;
 pub(crate) mod kill_switch;
 pub(crate) mod limits;
@@ -36,6 +37,7 @@ mod status;
 pub(crate) mod stream;
 pub(crate) mod tls;
 pub(crate) mod tokens;
+mod vault;
 
 use problem::Failure;
 
@@ -76,9 +78,18 @@ use problem::Failure;
         incidents::assign,
         incidents::close,
         evidence::put,
-        evidence::get,
         evidence::add,
         evidence::add_to_halt,
+        vault::list,
+        vault::show,
+        vault::item,
+        vault::log,
+        vault::verify,
+        vault::export,
+        vault::dispose,
+        holds::list,
+        holds::place,
+        holds::release,
         runs::list,
         runs::approve,
         runs::approve_step,
@@ -131,7 +142,16 @@ pub(crate) fn router(server: Server) -> Router {
         .route("/v1/incidents/{id}/close", post(incidents::close))
         .route("/v1/incidents/{id}/evidence", post(evidence::add))
         .route("/v1/halts/{id}/evidence", post(evidence::add_to_halt))
-        .route("/v1/evidence/{sha256}", put(evidence::put).get(evidence::get))
+        .route("/v1/evidence/{sha256}", put(evidence::put))
+        .route("/v1/evidence", get(vault::list))
+        .route("/v1/evidence/export", post(vault::export))
+        .route("/v1/evidence/captures/{id}", get(vault::show))
+        .route("/v1/evidence/captures/{id}/items/{sha256}", get(vault::item))
+        .route("/v1/evidence/captures/{id}/log", get(vault::log))
+        .route("/v1/evidence/captures/{id}/verify", post(vault::verify))
+        .route("/v1/evidence/captures/{id}/dispose", post(vault::dispose))
+        .route("/v1/evidence/holds", get(holds::list).post(holds::place))
+        .route("/v1/evidence/holds/{id}/release", post(holds::release))
         .route("/v1/runs", get(runs::list))
         .route("/v1/runs/{id}/approve", post(runs::approve))
         .route("/v1/runs/{run}/steps/{step}/approve", post(runs::approve_step))

@@ -49,6 +49,9 @@ pub(crate) enum Failure {
     /// A release that names no halts, where several are active.
     #[error("{detail}")]
     WhichHalts { detail: String, halts: Vec<HaltSummary> },
+    /// There is no room for it.
+    #[error("{0}")]
+    Full(String),
     /// A part of the server is not ready or does not answer.
     #[error("{0}")]
     Unavailable(String),
@@ -134,6 +137,9 @@ impl Failure {
                 "A release names the halts that it ends",
                 Some("send `halts`: the ids listed in this answer that shall end"),
             ),
+            Self::Full(_) => {
+                (StatusCode::INSUFFICIENT_STORAGE, "full", "There is no room for it", None)
+            }
             Self::Unavailable(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "unavailable",

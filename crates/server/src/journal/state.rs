@@ -2,11 +2,12 @@
 //!
 //! Two kinds of folds, apart: the *story* (incidents, runs, drills) may come from a snapshot. What
 //! *decides* whether something may go on (orders, releases that wait for a second person, the
-//! allowlist, break-glass files) is read from the ledger's records at every start: absence in a snapshot, whatever
+//! allowlist, break-glass files) or may be destroyed (custody, holds) is read from the ledger's records at every start: absence in a snapshot, whatever
 //! made it, must never release (*starting-always-does*).
 
 use std::collections::HashSet;
 
+use estoppel_evidence::{Chains, HoldPlaced, HoldReleased, SignedEvent};
 use estoppel_incident::Incidents;
 use estoppel_model::{OrderId, Record, RecordKind};
 use estoppel_playbook::Runs;
@@ -32,8 +33,16 @@ impl AllowlistSet {
 }
 
 /// Kinds of records that decide.
-pub(super) const DECIDING: [RecordKind; 5] =
-    [order::ORDER, AllowlistSet::KIND, release::REQUESTED, break_glass::MADE, break_glass::USED];
+pub(super) const DECIDING: [RecordKind; 8] = [
+    order::ORDER,
+    AllowlistSet::KIND,
+    release::REQUESTED,
+    break_glass::MADE,
+    break_glass::USED,
+    SignedEvent::KIND,
+    HoldPlaced::KIND,
+    HoldReleased::KIND,
+];
 
 /// What the records amount to.
 #[derive(Debug, Default, PartialEq)]
@@ -50,6 +59,8 @@ pub(crate) struct State {
     pub release_requests: release::Requests,
     /// Break-glass files, and who used them.
     pub break_glasses: BreakGlasses,
+    /// The vault's custody chains and holds.
+    pub chains: Chains,
     /// Orders that the ledger has.
     pub orders: HashSet<OrderId>,
     /// How many records are folded in.
@@ -70,6 +81,7 @@ impl State {
     pub(super) fn decide(&mut self, record: &Record) {
         self.release_requests.apply(record);
         self.break_glasses.apply(record);
+        self.chains.apply(record);
         if record.kind == AllowlistSet::KIND {
             match record.parse::<AllowlistSet>() {
                 Ok(set) => self.allowlist = set.domains,
