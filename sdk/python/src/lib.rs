@@ -22,7 +22,9 @@ use pyo3::{exceptions::PyValueError, prelude::*};
 /// The native module.
 #[pymodule(name = "_native")]
 mod native {
-    use super::{PyResult, PyValueError, Python, core, guard, halted, interrupt, marked, pyfunction};
+    use super::{
+        PyResult, PyValueError, Python, core, guard, halted, interrupt, marked, pyfunction,
+    };
 
     #[pymodule_export]
     use super::{guard::Guard, session::Session, step::Step};
