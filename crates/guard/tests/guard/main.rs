@@ -1,12 +1,7 @@
 //! The guard against a real stream: halts between steps, in a step, in blocking work; a server that
 //! is away; a lease that is over; observing.
 
-#![expect(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "helpers of tests fail as tests do"
-)]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod conformance;
 mod limits;
