@@ -86,7 +86,7 @@ pub fn read(
     let (checkpoint, custody) = (text(CHECKPOINT_NAME)?, text(CUSTODY_NAME)?);
     let manifests = manifests(&statement, &mut text)?;
     let leaves = files.remove(LEAVES_NAME).unwrap_or_default();
-    if leaves.len() % LEAF_BYTES != 0 {
+    if !leaves.len().is_multiple_of(LEAF_BYTES) {
         return Err(BundleError::statement("ledger/leaves ends within a leaf"));
     }
     check_items(&statement, &manifests)?;

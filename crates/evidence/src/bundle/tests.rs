@@ -109,7 +109,7 @@ fn run(file: &[u8]) -> Result<Bundle, BundleError> {
 fn is_tried(file: &[u8], at: usize) -> bool {
     let find = |text: &[u8]| file.windows(text.len()).position(|part| part == text).unwrap();
     let (from, to) = (find(README.as_bytes()), find(SCRIPT.as_bytes()) + SCRIPT.len());
-    !(from..to).contains(&at) || at % 97 == 0
+    !(from..to).contains(&at) || at.is_multiple_of(97)
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn a_bundle_is_a_tar_archive() {
     assert_eq!(&header[148..156], format!("{sum:06o}\0 ").as_bytes());
     assert_eq!(&header[257..265], b"ustar\x0000");
     assert_eq!(archive::stated_bytes(&header), Some(0o1234));
-    assert_eq!(small().len() % archive::BLOCK, 0);
+    assert!(small().len().is_multiple_of(archive::BLOCK));
 }
 
 #[test]
