@@ -23,7 +23,7 @@ enum Request {
     },
     /// Waits until the guard has a connection and a lease.
     Enforced {},
-    Order(Given),
+    Order(Box<Given>),
     Settled {
         order: String,
     },
