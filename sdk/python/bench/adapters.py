@@ -39,6 +39,7 @@ from langchain_core.tools import tool
 from loop import PATIENCE_S, Server
 
 import estoppel
+from estoppel import _native
 from estoppel.adapters.langchain import EstoppelMiddleware
 from estoppel.adapters.openai_agents import EstoppelRunner
 
@@ -157,7 +158,7 @@ def main() -> None:
         token = server.post("/v1/tokens", {"name": "bench", "role": "agent"})["token"]
         figures: dict[str, Any] = {
             "python": sys.version.split()[0],
-            "release_build": estoppel._native.is_release(),
+            "release_build": _native.is_release(),
             "tool_calls": TOOL_CALLS,
             "steps": STEPS,
         }

@@ -11,9 +11,9 @@ Who acts is told to the server in each request's ``_meta``, under ``dev.estoppel
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import mcp_types as types
@@ -51,13 +51,14 @@ async def guarded(
     the client's own block does.
     """
     try:
-        async with client as opened:
+        async with cast(AbstractAsyncContextManager[Any], client) as opened:
             own = _Server(guard, server, identities)
             if isinstance(opened, Client):
                 own.destination = _destination(opened.server)
                 own.wrap_client(opened)
             own.wrap(opened.session if isinstance(opened, Client) else opened)
-            yield opened
+            # Both give themselves.
+            yield client
     except BaseException as error:
         halted = _halted_in(error)
         if halted is None or halted is error:

@@ -64,15 +64,16 @@ def _stepping(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         }
 
     if inspect.iscoroutinefunction(function):
+        call = cast(Any, function)
 
         @functools.wraps(function)
         async def asynchronous(*args: Any, **kwargs: Any) -> Any:
             own = session()
             if own is None:
-                return await function(*args, **kwargs)
+                return await call(*args, **kwargs)
             with under_way():
                 async with own.step(name, params(args, kwargs)) as step:
-                    value = await function(*args, **kwargs)
+                    value = await call(*args, **kwargs)
                     step.result(recorded(value))
                     return value
 

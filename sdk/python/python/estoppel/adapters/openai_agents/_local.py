@@ -50,7 +50,7 @@ def reach_local(tool: Tool) -> None:
             )
     elif isinstance(tool, ApplyPatchTool):
         if not isinstance(tool.editor, _Editor):
-            tool.editor = _Editor(tool.editor, scope_name(tool.name))
+            tool.editor = cast(Any, _Editor(tool.editor, scope_name(tool.name)))
     elif isinstance(tool, ComputerTool):
         _reach_computer(tool)
 

@@ -31,7 +31,7 @@ class GuardedModel(Model):
         self._inner = inner
 
     @property  # type: ignore[misc]
-    def __class__(self) -> type:
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         # The SDK treats models of the Chat Completions API apart from others.
         return type(self._inner)
 
