@@ -189,9 +189,10 @@ const RUN: [&str; 9] = [
 ];
 
 /// Commands that are shown and not run, by how they begin, and why.
-const NOT_RUN: [(&str, &str, &str); 12] = [
+const NOT_RUN: [(&str, &str, &str); 13] = [
     ("CONTRIBUTING.md", "./dev", "builds and tests this tree"),
     ("README.md", "./dev", "builds this tree"),
+    ("docs/evidence.md", "estoppel evidence", "captures of real agents: `cli::evidence`"),
     ("docs/halt-page.md", "ssh -L", "goes to another machine"),
     ("docs/limits.md", "./dev demo", "a Python package: `cli::demo`"),
     ("docs/operations.md", "$ estoppel serve --listen 0.0.0.0", "real certificates: `cli::tls`"),

@@ -83,7 +83,7 @@ class ClaudeSDKClient(claude_agent_sdk.ClaudeSDKClient):
         run = Run(self._guard._acting(), self._given, super().interrupt)
         await run.begin()
         self._run = run
-        self.options = run.options
+        self.options: ClaudeAgentOptions = run.options
         # The tasks that the SDK starts inherit it, and so do calls of tools in this process.
         token = running.set(run)
         try:
