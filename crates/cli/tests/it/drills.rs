@@ -1,6 +1,7 @@
 //! Row A1: a canary through guard, gateway and host, and nobody is stopped by it.
 
 use std::{
+    io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -223,18 +224,21 @@ fn real_a_halt_is_proved_at_host_gateway_and_guard() {
     let server = Server::start();
     let runtime = runtime();
     let guard = runtime.block_on(guard(&server));
-    let agent = Command::new(env!("CARGO_BIN_EXE_estoppel"))
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_estoppel"))
         .args(["run", "--session", "abc123", "--state"])
         .arg(server.data.with_file_name("run"))
-        .args(["--", "sleep", "600"])
+        .args(["--", "bash", "-c", "echo x >/dev/udp/127.0.0.1/3128; echo sent; exec sleep 600"])
         .env("ESTOPPEL_URL", &server.url)
         .env("ESTOPPEL_TOKEN", server.token("host", "enforcer", None))
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .map(Running)
         .unwrap();
+    let mut said = String::new();
+    BufReader::new(agent.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "sent\n");
+    let agent = Running(agent);
     wait_for_enforcers(&server, 3);
     let drill = server.json(&["drill", "kill-switch"]);
     assert_eq!((&drill["outcome"], &drill["expected"]), (&json!("passed"), &json!(3)), "{drill}");
@@ -250,6 +254,9 @@ fn real_a_halt_is_proved_at_host_gateway_and_guard() {
         }
         let host = words.iter().find(|it| it["kind"] == "host").unwrap();
         assert!(host["settlement"]["processes_frozen"].as_u64() >= Some(1), "{host}");
+        // By the kernel's count: nothing went out after the cut.
+        let last = host["settlement"]["last_byte_at"].as_str().unwrap();
+        assert!(last < host["settled_at"].as_str().unwrap(), "{host}");
     };
     proof(&halted);
     assert_eq!(halted["state"], "settled");
