@@ -1,4 +1,5 @@
-//! Runs an agent confined on its host, freezes it on a halt, and preserves evidence of it.
+//! Runs an agent confined on its host, cuts it off the network and freezes it on a halt, and preserves
+//! evidence of it.
 //!
 //! `estoppel run` goes: [`Prepared::new`] starts a shim of the same binary ([`shim::main`]) in an
 //! own cgroup and network namespace and hands back the one listener that the agent will be able to
@@ -6,7 +7,7 @@
 //! [`supervise`] acts on orders until the agent has ended. [`control`] is the door for
 //! `estoppel halt --local` on a host whose servers are all dead.
 //!
-//! Invariants: the agent is frozen before anything else is done about a halt; evidence is read from
+//! Invariants: the agent is cut off and frozen before anything else is done about a halt; evidence is read from
 //! frozen processes, and what could not be read is listed as a gap; nothing thaws but the end of
 //! every halt that reaches the subject; [`Containment`] claims only what was seen to hold.
 //!
