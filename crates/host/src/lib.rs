@@ -7,9 +7,9 @@
 //! [`supervise`] acts on orders until the agent has ended. [`control`] is the door for
 //! `estoppel halt --local` on a host whose servers are all dead.
 //!
-//! Invariants: the agent is cut off and frozen before anything else is done about a halt; evidence is read from
-//! frozen processes, and what could not be read is listed as a gap; nothing thaws but the end of
-//! every halt that reaches the subject; [`Containment`] claims only what was seen to hold.
+//! Invariants: the agent is cut off and frozen before anything else is done about a halt; evidence is
+//! read from frozen processes, and what could not be read is listed as a gap; nothing thaws but the end
+//! of every halt that reaches the subject; [`Containment`] claims only what was seen to hold.
 //!
 //! It does no networking of its own (the link and the gateway do), and containers come later.
 
