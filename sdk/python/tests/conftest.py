@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from fake_model import FakeModel, running
 
 import estoppel
+from estoppel.testing import HaltingGuard, halting_guard
 
 # Liveness, not speed: ten times what anything here takes.
 PATIENCE_S = 60.0
@@ -151,6 +153,20 @@ class Server:
             return rows if len(rows) >= count else None
 
         return until(query, enough)
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[FakeModel]:
+    """The model's server, for all tests of a file."""
+    with running() as own:
+        yield own
+
+
+@pytest.fixture
+def rehearsal() -> Iterator[HaltingGuard]:
+    """A guard without a server, which is halted when a test says so."""
+    with halting_guard() as own:
+        yield own
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ from claude_agent_sdk import (
     tool,
 )
 from conftest import PATIENCE_S, Server, halting_when, until
-from fake_model import FakeModel, running
+from fake_model import FakeModel
 
 import estoppel
 from estoppel import _native
 from estoppel.adapters import _claude_agent_run, claude_agent
 from estoppel.adapters.claude_agent import ClaudeSDKClient, query
-from estoppel.testing import HaltingGuard, halting_guard
+from estoppel.testing import HaltingGuard
 
 PROGRAM = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
 if not PROGRAM.exists() and os.environ.get("ESTOPPEL_REAL") != "1":
@@ -51,18 +51,6 @@ def calls(*tools: tuple[str, dict[str, Any]], of: str | None = None) -> dict[str
 
 def bash(command: str) -> tuple[str, dict[str, Any]]:
     return "Bash", {"command": command, "description": "works"}
-
-
-@pytest.fixture(scope="module")
-def fake() -> Iterator[FakeModel]:
-    with running() as own:
-        yield own
-
-
-@pytest.fixture
-def rehearsal() -> Iterator[HaltingGuard]:
-    with halting_guard() as own:
-        yield own
 
 
 @pytest.fixture

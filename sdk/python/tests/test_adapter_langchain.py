@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
 from conftest import PATIENCE_S, Server, halting_when
-from fake_model import FakeModel, running
+from fake_model import FakeModel
 from langchain.agents import create_agent
 from langchain_core.tools import BaseTool, StructuredTool
 from langchain_openai import ChatOpenAI
@@ -23,7 +23,7 @@ from pydantic import SecretStr
 import estoppel
 from estoppel.adapters.langchain import EstoppelMiddleware
 from estoppel.adapters.model_clients import async_http_client, http_client
-from estoppel.testing import HaltingGuard, halting_guard
+from estoppel.testing import HaltingGuard
 
 Guarding = estoppel.Guard | estoppel.Session
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "look it up"}]}
@@ -34,18 +34,6 @@ def calls(*names: str) -> dict[str, Any]:
 
 
 DONE = {"text": "one two three four"}
-
-
-@pytest.fixture(scope="module")
-def fake() -> Iterator[FakeModel]:
-    with running() as own:
-        yield own
-
-
-@pytest.fixture
-def rehearsal() -> Iterator[HaltingGuard]:
-    with halting_guard() as own:
-        yield own
 
 
 def model(fake: FakeModel, guard: Guarding, **options: Any) -> ChatOpenAI:

@@ -80,12 +80,6 @@ def local(tmp_path: Path) -> Notes:
     return Notes(stdio(tmp_path), tmp_path, "auto")
 
 
-@pytest.fixture
-def rehearsal() -> Iterator[HaltingGuard]:
-    with halting_guard() as own:
-        yield own
-
-
 def run(main: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
         await asyncio.wait_for(main(), PATIENCE_S)

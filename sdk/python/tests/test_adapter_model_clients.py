@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
 import openai
 import pytest
 from conftest import Server, halting_when
-from fake_model import FakeModel, running
+from fake_model import FakeModel
 
 import estoppel
 from estoppel.adapters.model_clients import async_http_client, http_client
@@ -20,18 +19,6 @@ from estoppel.testing import HaltingGuard, halting_guard
 
 ASKED: list[Any] = [{"role": "user", "content": "look it up"}]
 HELD = {"text": "one two three four", "hold_after": 2}
-
-
-@pytest.fixture(scope="module")
-def fake() -> Iterator[FakeModel]:
-    with running() as own:
-        yield own
-
-
-@pytest.fixture
-def rehearsal() -> Iterator[HaltingGuard]:
-    with halting_guard() as own:
-        yield own
 
 
 def synchronous(fake: FakeModel, guard: HaltingGuard) -> tuple[Any, Any]:

@@ -26,7 +26,7 @@ from agents.models.interface import Model
 from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
 from agents.models.openai_provider import OpenAIProvider
 from conftest import PATIENCE_S, until
-from fake_model import FakeModel, running
+from fake_model import FakeModel
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 
@@ -43,18 +43,6 @@ DELEGATES = {"tool_calls": [{"name": "delegate", "arguments": {"input": "x"}}]}
 
 def calls(*names: str) -> dict[str, Any]:
     return {"tool_calls": [{"name": name, "arguments": {"what": "x"}} for name in names]}
-
-
-@pytest.fixture(scope="module")
-def fake() -> Iterator[FakeModel]:
-    with running() as own:
-        yield own
-
-
-@pytest.fixture
-def rehearsal() -> Iterator[HaltingGuard]:
-    with halting_guard() as own:
-        yield own
 
 
 @pytest.fixture(autouse=True)

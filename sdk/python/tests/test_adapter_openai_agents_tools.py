@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from openai.types.responses.response_output_item import LocalShellCall
 
 import estoppel
 from estoppel.adapters.openai_agents import EstoppelRunner
-from estoppel.testing import HaltingGuard, halting_guard
+from estoppel.testing import HaltingGuard
 
 PROGRAM = str(Path(__file__).with_name("mcp_server.py"))
 QUIET = RunConfig(tracing_disabled=True)
@@ -146,12 +146,6 @@ KINDS: dict[str, tuple[str, Callable[[Work], Any], Callable[[], Any]]] = {
     ),
     "made-by-hand": ("query", by_hand, lambda: function_call("query", {}, call_id="c1")),
 }
-
-
-@pytest.fixture
-def rehearsal() -> Iterator[HaltingGuard]:
-    with halting_guard() as own:
-        yield own
 
 
 def model(*calls: Any) -> ScriptedModel:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
 import openai
 import pytest
-from fake_model import FakeModel, running
+from fake_model import FakeModel
 
 ANSWER: dict[str, Any] = {
     "text": "I shall look it up.",
@@ -17,12 +16,6 @@ ANSWER: dict[str, Any] = {
 }
 ARGUMENTS = '{"url":"https://example.com/päge"}'
 ASKED: list[Any] = [{"role": "user", "content": "look it up"}]
-
-
-@pytest.fixture(scope="module")
-def fake() -> Iterator[FakeModel]:
-    with running() as own:
-        yield own
 
 
 def openai_client(fake: FakeModel) -> Any:
