@@ -15,15 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from agents import Agent, RunConfig, Runner, function_tool
@@ -36,7 +32,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import tool
-from loop import PATIENCE_S, Server
+from loop import ready_guard, stage
 
 import estoppel
 from estoppel import _native
@@ -150,12 +146,7 @@ def measured(without: Run, with_: Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="estoppel-bench-"))
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        server = Server(folder)
-        processes.append(server.process)
-        token = server.post("/v1/tokens", {"name": "bench", "role": "agent"})["token"]
+    with stage() as (server, _, _):
         figures: dict[str, Any] = {
             "python": sys.version.split()[0],
             "release_build": _native.is_release(),
@@ -163,9 +154,7 @@ def main() -> None:
             "steps": STEPS,
         }
         frameworks = {"langchain": langchain, "openai-agents": openai_agents}
-        with estoppel.Guard(server.url, token, agent="bench") as guard:
-            if not guard.wait_ready(PATIENCE_S):
-                raise TimeoutError("the guard is not ready")
+        with ready_guard(server) as guard:
             for name, framework in frameworks.items():
                 with guard.session(f"bench-{name}"):
                     costs = measured(*framework(guard))
@@ -173,11 +162,6 @@ def main() -> None:
             figures["events_lost"] = guard.status().events_lost
         json.dump(figures, sys.stdout, indent=2)
         print()
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

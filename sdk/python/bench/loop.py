@@ -22,7 +22,8 @@ import tempfile
 import time
 import timeit
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -216,21 +217,40 @@ def child_process(session: estoppel.Session, hand: Hand) -> None:
         child.wait()
 
 
-def main() -> None:
+@contextmanager
+def stage() -> Iterator[tuple[Server, Path, list[subprocess.Popen[bytes]]]]:
+    """A server, a folder, and the processes that end with it, to which more may be added."""
     folder = Path(tempfile.mkdtemp(prefix="estoppel-bench-"))
     processes: list[subprocess.Popen[bytes]] = []
     try:
         server = Server(folder)
         processes.append(server.process)
+        yield server, folder, processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def ready_guard(server: Server) -> Iterator[estoppel.Guard]:
+    """A guard with a token of its own, once it has a lease."""
+    token = server.post("/v1/tokens", {"name": "bench", "role": "agent"})["token"]
+    with estoppel.Guard(server.url, token, agent="bench") as guard:
+        if not guard.wait_ready(PATIENCE_S):
+            raise TimeoutError("the guard is not ready")
+        yield guard
+
+
+def main() -> None:
+    with stage() as (server, folder, processes):
         port = free_port()
         command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
         processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
         switch = redis.Redis(port=port)
         until("redis", lambda: answers(switch))
-        token = server.post("/v1/tokens", {"name": "bench", "role": "agent"})["token"]
-        with estoppel.Guard(server.url, token, agent="bench") as guard:
-            if not guard.wait_ready(PATIENCE_S):
-                raise TimeoutError("the guard is not ready")
+        with ready_guard(server) as guard:
             hand = Hand(server)
             processes.append(hand.process)
             runs: list[Run] = [asyncio_task, busy_thread, child_process]
@@ -244,11 +264,6 @@ def main() -> None:
             }
         json.dump(figures, sys.stdout, indent=2)
         print()
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        shutil.rmtree(folder)
 
 
 def answers(switch: redis.Redis) -> bool:

@@ -131,18 +131,7 @@ async fn play(args: &DemoArgs, folder: &Path, output: &Output) -> Result<bool> {
 
     let incident = wait("an incident", || async { client.incidents().await.ok()?.pop() }).await?;
     let number = incident.number.to_string();
-    let halt = wait("the halt", || async {
-        let view = client.incident(&number).await.ok()?;
-        let halts = view.get("halts")?.as_array()?;
-        let halt = halts.iter().find(|halt| halt["what"] == "halt")?;
-        halt["order"].as_str()?.parse::<OrderId>().ok()
-    })
-    .await?;
-    let status = wait("every enforcer to settle", || async {
-        let status = client.halt_status(halt).await.ok()?;
-        (status.state == HaltState::Settled).then_some(status)
-    })
-    .await?;
+    let status = settled(&client, &number).await?;
     // What has settled must stay settled: nothing may arrive any more.
     let at_settled = stage.loot();
     let view = wait("the evidence, the page and the end of the playbook", || async {
@@ -170,6 +159,26 @@ async fn play(args: &DemoArgs, folder: &Path, output: &Output) -> Result<bool> {
     server.end();
     output.answer(&document, |_| closing(folder, &number, &status, &view, &verdict))?;
     Ok(good)
+}
+
+/// Waits for the halt that an incident gets, and until every enforcer has settled it.
+async fn settled(client: &Client, number: &str) -> Result<HaltStatus> {
+    let halt = wait("the halt", || async {
+        let view = client.incident(number).await.ok()?;
+        let halt = given(&view).find(|halt| halt["what"] == "halt")?;
+        halt["order"].as_str()?.parse::<OrderId>().ok()
+    })
+    .await?;
+    wait("every enforcer to settle", || async {
+        let status = client.halt_status(halt).await.ok()?;
+        (status.state == HaltState::Settled).then_some(status)
+    })
+    .await
+}
+
+/// The orders that were given for an incident.
+fn given(view: &Value) -> impl Iterator<Item = &Value> {
+    view["halts"].as_array().into_iter().flatten()
 }
 
 fn is_manifest(item: &Value) -> bool {

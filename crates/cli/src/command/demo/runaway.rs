@@ -11,17 +11,18 @@ mod telling;
 use std::path::Path;
 
 use estoppel_api::{
-    Allowlist, ApproveRequest, Client, HaltState, HaltStatus, LimitRequest, LimitSummary, Role,
-    RunStep, RunSummary, SqlRequest, TokenRequest,
+    Allowlist, ApproveRequest, Client, HaltStatus, LimitRequest, LimitSummary, Role, RunStep,
+    RunSummary, SqlRequest, TokenRequest,
 };
 use estoppel_model::{Clock as _, EntityId, Kind, Limit, OrderId, Scope, SystemClock};
 use serde_json::Value;
 
 use super::{
-    Actor, Setting,
+    Actor, Setting, given,
     python::Python,
     serve,
     services::{Bill, MAIL_NAME, MODEL_NAME, Services},
+    settled,
     timeline::Timeline,
     wait,
 };
@@ -213,17 +214,7 @@ async fn watch(
         Some(incidents.iter().find(|it| it.kind == "runaway")?.number.to_string())
     })
     .await?;
-    let halt = wait("the halt of the task", || async {
-        let view = client.incident(&number).await.ok()?;
-        let halt = given(&view).find(|halt| halt["what"] == "halt")?.clone();
-        halt["order"].as_str()?.parse::<OrderId>().ok()
-    })
-    .await?;
-    let status = wait("every enforcer to settle", || async {
-        let status = client.halt_status(halt).await.ok()?;
-        (status.state == HaltState::Settled).then_some(status)
-    })
-    .await?;
+    let status = settled(client, &number).await?;
     // What has settled must stay settled: the model must not be asked any more.
     let at_settled = services.bill();
     // The agent goes on trying: that is to be seen before its process is gone.
@@ -308,11 +299,6 @@ async fn counted(client: &Client) -> Result<(u64, (u64, u64, f64))> {
         _ => (0, 0, 0.0),
     };
     Ok((refused, recorded))
-}
-
-/// The orders that were given for an incident.
-fn given(view: &Value) -> impl Iterator<Item = &Value> {
-    view["halts"].as_array().into_iter().flatten()
 }
 
 fn is_limit(what: &str) -> bool {
