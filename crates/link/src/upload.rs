@@ -231,7 +231,7 @@ impl Shared {
         }
         let nearly = |used: u64, max: u64| used > max / 8 * 7;
         let memory_bytes_max = self.buffer.memory_bytes_max as u64;
-        let full = nearly(self.queue.fill().bytes, memory_bytes_max)
+        let full = nearly(self.queue.fill().used, memory_bytes_max)
             || nearly(self.spooled_bytes.load(Relaxed), self.buffer.disk_bytes_max);
         if self.full.swap(full, Relaxed) != full {
             if full {

@@ -9,6 +9,7 @@ use super::{
     Shared,
     gap::Gap,
     post::{Post, Posted},
+    queue::Loan,
 };
 use crate::spool::{Chunk, Line, Room, Spool};
 
@@ -31,7 +32,7 @@ const LINGER: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 struct Batch {
     /// From memory.
-    fresh: Vec<Line>,
+    fresh: Loan,
     /// From disk.
     backlog: Option<Chunk>,
     /// Whether the report of a loss goes along.
@@ -40,12 +41,12 @@ struct Batch {
 
 impl Batch {
     fn is_empty(&self) -> bool {
-        self.fresh.is_empty() && self.backlog.is_none() && self.gap.is_none()
+        self.fresh.lines.is_empty() && self.backlog.is_none() && self.gap.is_none()
     }
 
     fn lines(&self) -> Vec<&Line> {
         let backlog = self.backlog.iter().flat_map(|chunk| &chunk.lines);
-        self.fresh.iter().chain(backlog).chain(&self.gap).collect()
+        self.fresh.lines.iter().chain(backlog).chain(&self.gap).collect()
     }
 }
 
@@ -147,7 +148,7 @@ impl Pump {
         }
         if batch.backlog.is_none() {
             batch.fresh = self.take().await;
-            if batch.fresh.is_empty() && !backlog_first {
+            if batch.fresh.lines.is_empty() && !backlog_first {
                 batch.backlog = self.oldest_spooled().await;
             }
         }
@@ -165,7 +166,7 @@ impl Pump {
 
     /// Takes a batch out of the queue. Many events are written on a thread of their own: an order may
     /// wait for this one.
-    async fn take(&mut self) -> Vec<Line> {
+    async fn take(&mut self) -> Loan {
         let shared = Arc::clone(&self.shared);
         let take = move || shared.queue.take(BATCH_EVENTS_MAX, BATCH_BYTES_MAX);
         if self.shared.queue.fill().events <= WRITTEN_HERE_MAX {
@@ -197,6 +198,7 @@ impl Pump {
                 self.shared.reachable.store(true, Relaxed);
                 self.shared.delivered.fetch_add(accepted, Relaxed);
                 self.shared.rejected.fetch_add(rejected, Relaxed);
+                self.shared.queue.settle(batch.fresh.emptied());
                 if batch.gap.is_some() {
                     self.gap = None;
                 }
@@ -241,17 +243,16 @@ impl Pump {
 
     /// Moves what is in memory to disk.
     async fn spill(&mut self) {
-        let lines = self.take().await;
-        if lines.is_empty() {
+        let loan = self.take().await;
+        if loan.lines.is_empty() {
             self.spill_not_before = Instant::now() + SPILL_AFTER;
-            return;
         }
-        self.keep(lines).await;
+        self.keep(loan).await;
     }
 
     /// Keeps events that could not be sent: on disk, else in memory, else as a count.
-    async fn keep(&mut self, lines: Vec<Line>) {
-        let lines = Arc::new(lines);
+    async fn keep(&mut self, mut loan: Loan) {
+        let lines = Arc::new(std::mem::take(&mut loan.lines));
         let appending = Arc::clone(&lines);
         let kept = match self.on_disk(move |spool| spool.append(&appending, Room::Usual)).await {
             Some(Ok(kept)) => kept,
@@ -261,12 +262,12 @@ impl Pump {
             }
             None => 0,
         };
-        let mut lines = Arc::into_inner(lines).unwrap_or_default();
-        lines.drain(..kept);
-        if !lines.is_empty() {
+        loan.lines = Arc::into_inner(lines).unwrap_or_default();
+        loan.lines.drain(..kept);
+        if !loan.lines.is_empty() {
             self.spill_not_before = Instant::now() + SPILL_AFTER;
-            self.shared.queue.put_back(lines);
         }
+        self.shared.queue.settle(loan);
         self.shared.judge_room();
     }
 
@@ -333,16 +334,18 @@ impl Pump {
 
     /// Keeps what was not sent, and the count of what cannot be kept.
     async fn settle_accounts(&mut self) {
-        let mut rest = Vec::new();
+        let mut rest = Loan::default();
         if let Some(Flight { batch, .. }) = self.flight.take() {
             rest = Arc::into_inner(batch).unwrap_or_default().fresh;
         }
         let queue = &self.shared.queue;
-        rest.extend(queue.close());
+        rest.append(queue.close());
         let lost_before = queue.fill().lost;
         self.keep(rest).await;
         let queue = &self.shared.queue;
-        queue.close().iter().for_each(|line| queue.lose(line.at));
+        let homeless = queue.close();
+        homeless.lines.iter().for_each(|line| queue.lose(line.at));
+        queue.settle(homeless.emptied());
         let lost = queue.fill().lost - lost_before;
         if lost > 0 {
             tracing::error!(lost, "events are lost at the end");

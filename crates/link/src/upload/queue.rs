@@ -1,4 +1,5 @@
-//! Events in memory, bounded by their bytes; whatever finds no room is counted.
+//! Events in memory, bounded by their bytes; whatever finds no room is counted. What was taken out
+//! keeps its room until it is settled: it may have to come back.
 //!
 //! While there is plenty of room they wait as they came: writing one as JSON costs several times what
 //! the rest of an agent's step does, and is left to the task that sends.
@@ -32,7 +33,10 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct Inner {
     waiting: VecDeque<Waiting>,
+    /// Of what waits.
     bytes: usize,
+    /// Of what was taken out and is not settled.
+    lent: usize,
     /// Lost and not yet reported.
     gap: Option<Loss>,
     lost: u64,
@@ -50,9 +54,36 @@ enum Waiting {
 /// How full the queue is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fill {
+    /// That wait.
     pub(super) events: u64,
+    /// Of what waits.
     pub(super) bytes: u64,
+    /// Room in use, in bytes: what waits, and what was taken out and may come back.
+    pub(super) used: u64,
     pub(super) lost: u64,
+}
+
+/// Events that were taken out, to go to a server or to disk; [`Queue::settle`] ends it.
+#[derive(Debug, Default)]
+#[must_use = "the room of what was taken out stays in use until it is settled"]
+pub(super) struct Loan {
+    pub(super) lines: Vec<Line>,
+    /// Room that they keep.
+    bytes: usize,
+}
+
+impl Loan {
+    /// Makes one loan of two.
+    pub(super) fn append(&mut self, mut other: Self) {
+        self.lines.append(&mut other.lines);
+        self.bytes += other.bytes;
+    }
+
+    /// The same room, and no lines: they are elsewhere now.
+    pub(super) fn emptied(mut self) -> Self {
+        self.lines.clear();
+        self
+    }
 }
 
 impl Queue {
@@ -73,7 +104,8 @@ impl Queue {
         bytes: usize,
     ) -> Result<(), Event> {
         let mut inner = self.lock();
-        if inner.closed || inner.bytes + bytes > self.bytes_max / UNWRITTEN {
+        let is_tight = inner.used() > self.bytes_max / 2;
+        if inner.closed || is_tight || inner.bytes + bytes > self.bytes_max / UNWRITTEN {
             return Err(event);
         }
         inner.bytes += bytes;
@@ -87,7 +119,7 @@ impl Queue {
     pub(super) fn push(&self, line: Line) {
         let mut inner = self.lock();
         let before = inner.bytes;
-        if inner.closed || before + cost(&line) > self.bytes_max {
+        if inner.closed || inner.used() + cost(&line) > self.bytes_max {
             inner.lose(Loss::one(line.at));
         } else {
             inner.bytes += cost(&line);
@@ -104,19 +136,34 @@ impl Queue {
 
     /// Takes the oldest events, at most `events_max`, and no more once `bytes_max` is reached. Those
     /// that cannot be written are counted as lost.
-    pub(super) fn take(&self, events_max: usize, bytes_max: usize) -> Vec<Line> {
+    pub(super) fn take(&self, events_max: usize, bytes_max: usize) -> Loan {
         let mut inner = self.lock();
         let mut taken = Vec::new();
         let mut bytes = 0;
         while taken.len() < events_max && bytes < bytes_max {
             let Some(waiting) = inner.waiting.pop_front() else { break };
-            let room = waiting.bytes();
-            bytes += room;
-            inner.bytes -= room;
+            bytes += waiting.bytes();
             taken.push(waiting);
         }
+        inner.bytes -= bytes;
+        inner.lent += bytes;
         drop(inner);
-        self.written(taken)
+        Loan { lines: self.written(taken), bytes }
+    }
+
+    /// Ends a loan: its room is free again, but for the lines that are left in it, which go back in
+    /// front. Those that find no room are lost, the oldest first.
+    pub(super) fn settle(&self, loan: Loan) {
+        let mut inner = self.lock();
+        inner.lent -= loan.bytes;
+        for line in loan.lines.into_iter().rev() {
+            if inner.used() + cost(&line) > self.bytes_max {
+                inner.lose(Loss::one(line.at));
+            } else {
+                inner.bytes += cost(&line);
+                inner.waiting.push_front(Waiting::Line(line));
+            }
+        }
     }
 
     fn written(&self, waiting: impl IntoIterator<Item = Waiting>) -> Vec<Line> {
@@ -131,20 +178,6 @@ impl Queue {
                 .ok(),
         });
         lines.collect()
-    }
-
-    /// Puts events back in front that were taken and went nowhere; those that find no room are
-    /// lost, the oldest first.
-    pub(super) fn put_back(&self, lines: Vec<Line>) {
-        let mut inner = self.lock();
-        for line in lines.into_iter().rev() {
-            if inner.bytes + cost(&line) > self.bytes_max {
-                inner.lose(Loss::one(line.at));
-            } else {
-                inner.bytes += cost(&line);
-                inner.waiting.push_front(Waiting::Line(line));
-            }
-        }
     }
 
     /// Counts an event that was never queued.
@@ -163,19 +196,20 @@ impl Queue {
         self.lock().gap.take()
     }
 
-    /// Counts all further events as lost. Returns those that are left.
-    pub(super) fn close(&self) -> Vec<Line> {
-        let mut inner = self.lock();
-        inner.closed = true;
-        inner.bytes = 0;
-        let left = std::mem::take(&mut inner.waiting);
-        drop(inner);
-        self.written(left)
+    /// Counts all further events as lost. Takes those that are left.
+    pub(super) fn close(&self) -> Loan {
+        self.lock().closed = true;
+        self.take(usize::MAX, usize::MAX)
     }
 
     pub(super) fn fill(&self) -> Fill {
         let inner = self.lock();
-        Fill { events: inner.waiting.len() as u64, bytes: inner.bytes as u64, lost: inner.lost }
+        Fill {
+            events: inner.waiting.len() as u64,
+            bytes: inner.bytes as u64,
+            used: inner.used() as u64,
+            lost: inner.lost,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -185,6 +219,10 @@ impl Queue {
 }
 
 impl Inner {
+    fn used(&self) -> usize {
+        self.bytes + self.lent
+    }
+
     fn lose(&mut self, loss: Loss) {
         self.lost = self.lost.saturating_add(loss.events);
         self.gap = Some(self.gap.map_or(loss, |gap| gap.and(loss)));
@@ -231,9 +269,9 @@ mod tests {
         let json = crate::upload::line(event("10".to_owned())).unwrap();
         queue.push(Line { at, json });
         let first = queue.take(4, usize::MAX);
-        assert_eq!(first.len(), 4);
-        queue.put_back(first);
-        let lines = queue.take(usize::MAX, usize::MAX);
+        assert_eq!(first.lines.len(), 4);
+        queue.settle(first);
+        let Loan { lines, .. } = queue.take(usize::MAX, usize::MAX);
         let values: Vec<Value> =
             lines.iter().map(|line| serde_json::from_str(&line.json).unwrap()).collect();
         let actions: Vec<&str> =
@@ -244,6 +282,30 @@ mod tests {
         assert_eq!((queue.fill().events, queue.fill().bytes, queue.fill().lost), (0, 0, 0));
     }
 
+    /// What is on its way to a server or to disk has not left: it may come back, and finds its room.
+    #[test]
+    fn what_is_lent_keeps_its_room() {
+        let at = Timestamp::default();
+        let line = |n: u8| Line { at, json: char::from(n).to_string().repeat(36) };
+        let queue = Queue::new(1_000);
+        (b'0'..b'8').for_each(|n| queue.push(line(n)));
+        let mut loan = queue.take(5, usize::MAX);
+        let fill = queue.fill();
+        assert_eq!((fill.events, fill.bytes, fill.used), (3, 300, 800));
+        // Two more find room, and a third one does not.
+        (b'8'..b'9' + 2).for_each(|n| queue.push(line(n)));
+        assert_eq!((queue.fill().used, queue.fill().lost), (1_000, 1));
+        loan.lines.drain(..2);
+        queue.settle(loan);
+        assert_eq!((queue.fill().used, queue.fill().lost), (800, 1));
+        let left = queue.close();
+        let firsts: String =
+            left.lines.iter().filter_map(|line| line.json.chars().next()).collect();
+        assert_eq!(firsts, "23456789");
+        queue.settle(left.emptied());
+        assert_eq!(queue.fill().used, 0);
+    }
+
     /// What is too large for an event is counted, by whomever it is written.
     #[test]
     fn an_event_that_cannot_be_written_is_counted() {
@@ -251,7 +313,7 @@ mod tests {
         let huge = event("x".repeat(estoppel_model::EVENT_BYTES_MAX));
         assert!(queue.push_unwritten(huge, Timestamp::default(), 1).is_ok());
         assert!(queue.push_unwritten(event("small".to_owned()), Timestamp::default(), 1).is_ok());
-        assert_eq!(queue.take(usize::MAX, usize::MAX).len(), 1);
+        assert_eq!(queue.take(usize::MAX, usize::MAX).lines.len(), 1);
         assert_eq!(queue.fill().lost, 1);
         assert_eq!(queue.take_gap().map(|loss| loss.events), Some(1));
     }

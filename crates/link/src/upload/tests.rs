@@ -412,7 +412,8 @@ async fn steps_are_refused_before_there_is_no_room_and_taken_again_after() {
 async fn a_slow_answer_fills_the_disk_and_not_the_memory() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start(&[Reaction::Wait]).await;
-    let buffer = small(1 << 20, 10_000, WhenFull::Drop);
+    // Room for what waits and for as much on its way to disk.
+    let buffer = small(1 << 20, 40_000, WhenFull::Drop);
     let sender = Sender::start(vec![server.url()], Some(dir.path()), buffer);
     sender.send(["first"]);
     sender.until(|status| status.queued == 0).await;
