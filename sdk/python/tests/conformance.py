@@ -26,9 +26,10 @@ import estoppel
 FOLDER = Path(__file__).parents[3] / "tests" / "conformance"
 Values = dict[str, Any]
 Place = Literal["thread", "task"]
+Refusal = estoppel.Halted | estoppel.Refused
 
 SUBJECT = {"agent", "session", "user", "task", "tenant", "tool", "component", "plugin"}
-REFUSAL = {"order", "message", "why", "by", "since", "limit"}
+REFUSAL = {"order", "message", "why", "by", "since", "limit", "retry_within"}
 SCHEMA: dict[str, tuple[set[str], set[str]]] = {
     "order": (
         {"name", "kind", "scope"},
@@ -39,7 +40,7 @@ SCHEMA: dict[str, tuple[set[str], set[str]]] = {
     "end": ({"step"}, set()),
     "call": (
         {"subject", "verdict"},
-        {"tool", "params", "result", "error", "tokens", "cost", "times"},
+        {"tool", "read_only", "params", "result", "error", "tokens", "cost", "times"},
     ),
     "access": ({"subject", "verdict"}, {"requester", "accessed"}),
     "expect": ({"step", "state"}, {"order", "reason", "message", "limit"}),
@@ -286,7 +287,8 @@ class Player:
 
     def do_call(self, action: Values) -> None:
         for _ in range(action.get("times", 1)):
-            options = {} if "tool" in action else {"action": "model_call"}
+            options: Values = {} if "tool" in action else {"action": "model_call"}
+            options["read_only"] = action.get("read_only", False)
             self.verdict(action, step_of(self.guard, action, **options), action)
 
     def do_access(self, action: Values) -> None:
@@ -353,15 +355,15 @@ class Player:
         self, action: Values, asked: estoppel.Step | Callable[[], None], notes: Values | None = None
     ) -> None:
         """Asks, or takes a step that ends at once, and compares what came out."""
-        halted = None
+        refusal: Refusal | None = None
         try:
             if isinstance(asked, estoppel.Step):
                 self.step(asked, notes or {})
             else:
                 asked()
-        except estoppel.Halted as error:
-            halted = error
-        self.is_verdict(action["verdict"], halted)
+        except (estoppel.Halted, estoppel.Refused) as error:
+            refusal = error
+        self.is_verdict(action["verdict"], refusal)
 
     def step(self, step: estoppel.Step, notes: Values) -> None:
         try:
@@ -374,16 +376,23 @@ class Player:
         except Failure:
             pass
 
-    def is_verdict(self, verdict: str | Values, halted: estoppel.Halted | None) -> None:
+    def is_verdict(self, verdict: str | Values, refusal: Refusal | None) -> None:
         if not isinstance(verdict, dict):
-            assert halted is None, f"refused: {halted!r}"
+            assert refusal is None, f"refused: {refusal!r}"
             return
-        assert halted is not None, "allowed"
-        assert halted.reason == verdict["reason"], halted.reason
-        order = halted.order
+        assert refusal is not None, "allowed"
+        assert refusal.reason == verdict["reason"], refusal.reason
+        assert refusal.message == verdict.get("message", refusal.message), refusal.message
+        # What refuses a step and stops nobody is another exception, by no order and over no limit.
+        if isinstance(refusal, estoppel.Refused):
+            wait, longest = refusal.retry_after, verdict.get("retry_within")
+            assert (wait is None) == (longest is None) and (wait or 0) <= (longest or 0), wait
+            assert not verdict.keys() - {"reason", "message", "retry_within"}, refusal
+            return
+        assert "retry_within" not in verdict, f"it stops: {refusal!r}"
+        halted, order = refusal, refusal.order
         expected = self.ids.get(verdict["order"], "of no order") if "order" in verdict else None
         assert (order and order.id) == expected, f"by {order}, of {self.ids}"
-        assert halted.message == verdict.get("message", halted.message), halted.message
         if order is not None:
             assert order.reason == verdict.get("why", order.reason), order
             assert order.by == verdict.get("by", order.by), order

@@ -56,6 +56,8 @@ pub(super) enum Action {
     Call {
         subject: Subject,
         tool: Option<String>,
+        #[serde(default)]
+        read_only: bool,
         params: Option<Value>,
         result: Option<Value>,
         error: Option<String>,
@@ -139,6 +141,8 @@ pub(super) struct Refusal {
     pub(super) by: Option<String>,
     pub(super) since: Option<u64>,
     pub(super) limit: Option<Over>,
+    /// In how many seconds at most to try again.
+    pub(super) retry_within: Option<u64>,
 }
 
 /// Over which limit a task is.
@@ -208,6 +212,7 @@ impl Verdict {
                 by: None,
                 since: None,
                 limit: None,
+                retry_within: None,
             }),
         }
     }

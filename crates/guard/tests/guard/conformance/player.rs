@@ -115,6 +115,7 @@ impl Player {
                         why: None,
                         by: None,
                         since: None,
+                        retry_within: None,
                     };
                     return self.is_refusal(&expected, denied);
                 }
@@ -196,13 +197,18 @@ impl Player {
 
     /// A step whose work is over at once.
     async fn call(&self, action: &Action) -> Result<(), StepError> {
-        let Action::Call { subject, tool, params, result, error, tokens, cost, .. } = action else {
+        let Action::Call { subject, tool, read_only, params, result, error, tokens, cost, .. } =
+            action
+        else {
             unreachable!("only this action is a call")
         };
         let mut spec = match tool {
             Some(tool) => StepSpec::tool(tool).unwrap(),
             None => StepSpec::action("model_call"),
         };
+        if *read_only {
+            spec = spec.read_only();
+        }
         if let Some(params) = params {
             spec = spec.params(params);
         }
@@ -264,6 +270,11 @@ impl Player {
         if let Some(at) = expected.since {
             let since = EPOCH + Duration::from_secs(at);
             expect("since", &Some(since), &order.map(|order| order.issued_at))?;
+        }
+        let wait = denied.retry_after_ms.map(|ms| Duration::from_millis(ms.get()));
+        let longest = expected.retry_within.map(Duration::from_secs);
+        if wait.is_some() != longest.is_some() || wait > longest {
+            return Err(format!("retry: expected within {longest:?}, found {wait:?}"));
         }
         match (&expected.limit, denied.limit.as_deref()) {
             (None, None) => Ok(()),
