@@ -608,9 +608,14 @@ def test_a_lost_lease_ends_steps_and_a_server_that_returns_lets_go_on(
 
 
 def test_keyboard_interrupts_a_wait(agent_token: str) -> None:
-    with estoppel.Guard("http://127.0.0.1:9", agent_token) as guard:
-        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            guard.wait_ready(PATIENCE_S)
-        timer.join()
+    # A shell's background job begins with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with estoppel.Guard("http://127.0.0.1:9", agent_token) as guard:
+            timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                guard.wait_ready(PATIENCE_S)
+            timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
