@@ -186,6 +186,8 @@ impl ActionKind {
             optional("concurrency_max", InputType::Count),
             optional("errors_in_a_row_max", InputType::Count),
             optional("identical_calls_max", InputType::Count),
+            optional("requests_per_minute", InputType::Count),
+            optional("read_only", InputType::Flag),
         ];
         const NOTIFY: &[Parameter] =
             &[optional("channel", InputType::Name), required("summary", InputType::Text)];
@@ -264,9 +266,10 @@ fn limit(mut parameter: impl FnMut(&str, InputType) -> Option<Value>) -> Option<
     };
     let [steps_max, wall_clock_ms_max, tokens_max] =
         ["steps_max", "wall_clock_ms_max", "tokens_max"].map(&mut count);
-    let small = ["concurrency_max", "errors_in_a_row_max", "identical_calls_max"]
-        .map(|name| count(name).map(u32::try_from).transpose().ok());
-    let [concurrency_max, errors_in_a_row_max, identical_calls_max] = small;
+    let small =
+        ["concurrency_max", "errors_in_a_row_max", "identical_calls_max", "requests_per_minute"]
+            .map(|name| count(name).map(u32::try_from).transpose().ok());
+    let [concurrency_max, errors_in_a_row_max, identical_calls_max, requests_per_minute] = small;
     let cost_usd_max = match parameter("cost_usd_max", InputType::Usd) {
         #[expect(clippy::cast_precision_loss, reason = "a budget beyond 2^53 millionths is none")]
         Some(Value::Usd { micro }) => Some(micro as f64 / MICRO as f64),
@@ -280,6 +283,8 @@ fn limit(mut parameter: impl FnMut(&str, InputType) -> Option<Value>) -> Option<
         concurrency_max: concurrency_max?,
         errors_in_a_row_max: errors_in_a_row_max?,
         identical_calls_max: identical_calls_max?,
+        requests_per_minute: requests_per_minute?,
+        read_only: parameter("read_only", InputType::Flag) == Some(Value::Flag(true)),
         ..Limit::default()
     })
 }

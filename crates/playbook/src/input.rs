@@ -26,6 +26,8 @@ pub enum InputType {
     Count,
     /// An amount of US dollars, from 0, to a millionth.
     Usd,
+    /// `true` or `false`.
+    Flag,
     /// Words for people.
     Text,
 }
@@ -40,6 +42,7 @@ impl InputType {
             Self::Name => "name",
             Self::Count => "count",
             Self::Usd => "usd",
+            Self::Flag => "flag",
             Self::Text => "text",
         }
     }
@@ -69,6 +72,10 @@ impl InputType {
             Self::Usd => micro_usd(text).map(|micro| Value::Usd { micro }).ok_or_else(|| {
                 format!("{} is no amount of US dollars, such as `2.50`", quoted(text))
             }),
+            Self::Flag => text
+                .parse()
+                .map(Value::Flag)
+                .map_err(|_| format!("{} is neither `true` nor `false`", quoted(text))),
             Self::Text if text.len() > TEXT_BYTES_MAX => {
                 Err(format!("the text has {} bytes: at most {TEXT_BYTES_MAX}", text.len()))
             }
@@ -86,6 +93,7 @@ impl InputType {
                 | (Self::Name, Self::Name)
                 | (Self::Count, Self::Count)
                 | (Self::Usd, Self::Usd)
+                | (Self::Flag, Self::Flag)
                 | (Self::Text, Self::Text)
         )
     }
@@ -110,6 +118,7 @@ pub enum Value {
         /// In millionths.
         micro: u64,
     },
+    Flag(bool),
     Text(String),
 }
 
@@ -121,6 +130,7 @@ impl fmt::Display for Value {
             Self::Destination(destination) => fmt::Display::fmt(destination, f),
             Self::Count(count) => fmt::Display::fmt(count, f),
             Self::Usd { micro } => write!(f, "{}.{:06}", micro / MICRO, micro % MICRO),
+            Self::Flag(flag) => fmt::Display::fmt(flag, f),
             Self::Text(text) => f.write_str(text),
         }
     }
@@ -226,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_and_amounts_are_read_and_written_alike() {
+    fn counts_amounts_and_flags_are_read_and_written_alike() {
         let read = |of: InputType, text: &str| of.parse(text);
         assert_eq!(read(InputType::Count, "50"), Ok(Value::Count(50)));
         for (text, micro) in
@@ -241,6 +251,12 @@ mod tests {
         }
         for text in ["", "-1", "1.5", "many"] {
             assert!(read(InputType::Count, text).is_err(), "{text}");
+        }
+        for flag in [true, false] {
+            assert_eq!(read(InputType::Flag, &flag.to_string()), Ok(Value::Flag(flag)));
+        }
+        for text in ["", "yes", "True", "1"] {
+            assert!(read(InputType::Flag, text).unwrap_err().contains("`true`"), "{text}");
         }
     }
 }

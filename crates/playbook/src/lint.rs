@@ -275,7 +275,10 @@ impl<'a> Linter<'a> {
                 format!("`{action}` needs `{}`, of type {}", parameter.name, parameter.of);
             self.report(Code::Parameter, named, message, None);
         }
-        if action == ActionKind::Limit && !with.keys().any(|name| name.ends_with("_max")) {
+        let bounds = |(name, text): (&String, &Spanned<String>)| {
+            !["scope", "reason"].contains(&name.as_str()) && text.value != "false"
+        };
+        if action == ActionKind::Limit && !with.iter().any(bounds) {
             let message = "`limit` needs a bound, such as `steps_max`".to_owned();
             self.report(Code::Parameter, named, message, None);
         }

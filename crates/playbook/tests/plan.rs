@@ -70,7 +70,8 @@ fn the_playbook_against_runaways_halts_limits_and_kills_when_agreed() {
     assert!(without.contains("kill: nothing: incident.session is not known"), "{without}");
 }
 
-/// A limit that bounds nothing, or by what is no number, is found when it is loaded.
+/// A limit that bounds nothing, or by what is no number, is found when it is loaded. It may also
+/// refuse steps and stop nobody.
 #[test]
 fn a_limit_needs_a_bound_that_is_one() {
     let broken =
@@ -81,4 +82,11 @@ fn a_limit_needs_a_bound_that_is_one() {
     assert!(broken("steps_max: \"100\"", "steps_max: \"-1\"").contains("no whole number"));
     assert!(broken("steps_max: \"100\"", "step_max: \"100\"").contains("steps_max"));
     assert!(broken("steps_max: \"100\"", "cost_usd_max: \"five\"").contains("2.50"));
+    assert!(broken("steps_max: \"100\"", "read_only: \"yes\"").contains("`true`"));
+    assert!(broken(bounds, "      read_only: \"false\"\n").contains("`limit` needs a bound"));
+    let refuses =
+        RUNAWAY.replace(bounds, "      read_only: \"true\"\n      requests_per_minute: \"6\"\n");
+    let plan = plan_of(&refuses, &[("incident.scope", "task:t"), ("incident.title", "t")]);
+    let line = "limit: limit task:t to requests_per_minute 6, read_only [reversible, Stop, []]";
+    assert!(plan.contains(line), "{plan}");
 }
