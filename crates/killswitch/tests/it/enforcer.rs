@@ -15,9 +15,9 @@ use uuid::Uuid;
 
 use crate::support::{at, halt, id, order_id, release, signed, text};
 
-const OWN: &str = "own";
+const OWN: &str = "0000000000000000000000000000000000000000000000000000000000000001";
 
-fn enforcer(kept: Kept) -> (Enforcer, usize) {
+pub(crate) fn enforcer(kept: Kept) -> (Enforcer, usize) {
     let profile = Profile {
         id: EnforcerId::new(),
         kind: EnforcerKind::Guard,

@@ -10,6 +10,7 @@ mod break_glass;
 mod by_hand;
 mod confirmed;
 mod enforcer;
+mod lease;
 mod orders;
 mod stream;
 mod support;
