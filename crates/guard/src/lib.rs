@@ -9,8 +9,8 @@
 //! A guard *claims*: it is code in the process that it guards, so an agent that was taken over can
 //! leave it out. The gateway and the host enforcer do not depend on it. What each task may do at
 //! most it bounds by [`Limit`], from the code ([`Builder::limits`]) and from orders: steps, time, cost,
-//! tokens, calls of tools at once, errors and identical calls in a row. It bounds neither rate nor tools
-//! yet, and says so of an order that does.
+//! tokens, calls of tools at once, errors and identical calls in a row stop the task; steps each minute
+//! and what is not declared to change nothing are refused, which stops nobody.
 //!
 //! ```no_run
 //! # async fn agent() -> Result<(), Box<dyn std::error::Error>> {
