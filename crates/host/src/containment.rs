@@ -143,8 +143,8 @@ impl fmt::Display for Containment {
         }
         match (self.other_uid, self.uid) {
             (true, uid) => write!(f, "agent runs as uid {uid}")?,
-            (false, 0) => f.write_str("agent runs as root, which can undo all of this,")?,
-            (false, uid) => write!(f, "agent runs as uid {uid}, the supervisor's own,")?,
+            (false, 0) => f.write_str("agent runs as root (which can undo all of this)")?,
+            (false, uid) => write!(f, "agent runs as uid {uid} (the supervisor's own)")?,
         }
         match (self.freezer, self.network) {
             (Freezer::Cgroup, Network::OwnNamespace) => f.write_str(

@@ -1,6 +1,6 @@
 //! The main job on real input: rows P1, P4, P5 (gateway), P7 (process), K2 (webhook), K7, F1.
 
-use std::process::Command;
+use std::{os::unix::fs::PermissionsExt as _, process::Command};
 
 use serde_json::Value;
 
@@ -24,7 +24,26 @@ fn demo(extra: &[&str]) -> Option<(Value, tempfile::TempDir)> {
     Some((serde_json::from_slice(&output.stdout).unwrap(), folder))
 }
 
-/// Observe: something leaks, the agent is stopped, and not a byte goes out afterwards.
+/// Runs the demo as somebody at a terminal sees it.
+fn shown(command: &mut Command) -> (String, String) {
+    let output = command.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let closing = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{told}\n{closing}");
+    (told, closing)
+}
+
+/// When each of these moments was, in milliseconds after the first bad byte.
+fn moments<const N: usize>(played: &Value, parts: [&str; N]) -> [f64; N] {
+    let timeline = played["timeline"].as_array().unwrap();
+    parts.map(|part| {
+        let moment = timeline.iter().find(|it| it["what"].as_str().unwrap().contains(part));
+        moment.unwrap_or_else(|| panic!("no {part}: {played:#}"))["after_ms"].as_f64().unwrap()
+    })
+}
+
+/// Observe: something leaks, the agent is stopped, and not a byte goes out afterwards. Around the
+/// gateway nothing leaks: it was tried.
 #[test]
 fn real_a_hijacked_agent_is_stopped_cut_off_preserved_and_reported() {
     let Some((played, folder)) = demo(&[]) else { return };
@@ -37,6 +56,27 @@ fn real_a_hijacked_agent_is_stopped_cut_off_preserved_and_reported() {
         |key: &str| words.iter().filter_map(|word| word["settlement"][key].as_u64()).sum::<u64>();
     assert!(sum("connections_cut") >= 1, "{played}");
     assert!(sum("processes_frozen") >= 1, "{played}");
+    assert_eq!(played["bytes_around_gateway"], 0);
+    let [around, bad, detected, halted, cut, frozen] = moments(
+        &played,
+        [
+            "tried without its proxy: Connection refused",
+            "first bad byte",
+            "detected: egress.unlisted",
+            "halt of session:support-4711 sent",
+            "connections cut",
+            "processes frozen",
+        ],
+    );
+    let [captured, kept, paged, reported] = moments(
+        &played,
+        ["evidence captured: ", "evidence kept", "page delivered", "report written"],
+    );
+    assert_eq!(bad, 0.0);
+    assert!(around < halted && bad < detected && detected <= halted, "{played:#}");
+    assert!(halted <= cut && halted <= frozen && halted <= paged, "{played:#}");
+    assert!(frozen <= captured && captured <= kept, "{played:#}");
+    assert!(reported >= kept && reported >= paged && reported >= cut, "{played:#}");
     let report = std::fs::read_to_string(folder.path().join("demo/report.md")).unwrap();
     for section in
         ["## Summary", "## Timeline", "## What was stopped", "## Data impact", "## Evidence"]
@@ -46,12 +86,56 @@ fn real_a_hijacked_agent_is_stopped_cut_off_preserved_and_reported() {
     assert!(report.contains("collect.attacker.example"), "{report}");
 }
 
-/// Enforce: nothing leaks at all.
+/// Enforce: nothing leaks at all. At the end the play says what held, and what to try next.
 #[test]
 fn real_in_enforce_mode_not_a_byte_reaches_the_attacker() {
-    let Some((played, _folder)) = demo(&["--enforce"]) else { return };
-    assert_eq!(played["good"], true, "{played}");
-    assert_eq!(played["bytes_at_attacker"], 0);
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_estoppel"));
+    let command = command.args(["demo", "--enforce", "--folder"]).arg(folder.path().join("demo"));
+    let (told, closing) = shown(command);
+    for part in ["first bad event", "halt of session:support-4711 sent", "report written"] {
+        assert!(told.lines().any(|line| line.contains(" ms ") && line.contains(part)), "{told}");
+    }
+    for part in [
+        "bytes that reached the attacker, by its own count: 0 (the same as the records say)",
+        "around the gateway: none",
+        "contained: agent runs as uid 65534 in its own cgroup (freezable) and network namespace",
+        "evidence: 21 items and their manifest",
+        "estoppel ledger verify --data",
+        "estoppel demo  ",
+        "The agent was stopped.",
+    ] {
+        assert!(closing.contains(part), "no {part}:\n{closing}");
+    }
+}
+
+/// Without root there is no confinement: the agent is stopped all the same, and what the machine did not
+/// permit is said, with the bytes that went around.
+#[test]
+fn real_without_root_the_demo_says_what_does_not_hold() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let program = folder.path().join("estoppel");
+    std::fs::copy(env!("CARGO_BIN_EXE_estoppel"), &program).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+    command.args(["demo", "--folder"]).arg(folder.path().join("demo"));
+    let (told, closing) = shown(command.current_dir(&folder).env("TMPDIR", folder.path()));
+    assert!(told.contains("its processes are stopped one by one, by signals"), "{told}");
+    for part in [
+        "around the gateway: ",
+        " bytes, which nothing here could stop: run the demo as root",
+        "its network is not contained",
+        "The agent was stopped.",
+    ] {
+        assert!(closing.contains(part), "no {part}:\n{closing}\n{told}");
+    }
 }
 
 /// Rows R1, R2, R4, R5: a Python agent that retries for ever, and takes no stop for an answer, trips its

@@ -12,14 +12,16 @@ mod stage;
 mod timeline;
 
 use std::{
+    io::{BufRead as _, BufReader},
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Child, ChildStderr, Command, ExitCode, Stdio},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use estoppel_api::{Allowlist, Client, HaltState, HaltStatus, SqlRequest, TokenRequest};
-use estoppel_model::{Clock as _, EntityId, OrderId, Secret, SystemClock};
+use estoppel_model::{Clock as _, EntityId, OrderId, Secret, SystemClock, Timestamp};
 use python::reachable;
 use serde_json::Value;
 use stage::{SINK_NAME, SITE_NAME, Stage};
@@ -34,6 +36,8 @@ use crate::{
 
 /// How long each part of the play may take before it is given up; ten times what it takes.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an agent may take to end.
+const AGENT_PATIENCE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(5);
 /// The session that gets hijacked.
 const SESSION: &str = "support-4711";
@@ -84,22 +88,27 @@ impl Drop for Actor {
 }
 
 impl Actor {
-    /// Asks the process to end, and waits for it.
-    fn end(&mut self) {
+    /// Asks the process to end, and waits so long for it. One that is stopped by a signal hears none,
+    /// and is killed with its supervisor.
+    fn end(&mut self, patience: Duration) {
         if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw)
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
-        self.ended_by_itself();
+        self.ended_within(patience);
     }
 
     /// Waits until the process has ended; whether it has.
     #[expect(clippy::disallowed_methods, reason = "waits for another process")]
-    fn ended_by_itself(&mut self) -> bool {
+    fn ended_within(&mut self, patience: Duration) -> bool {
         let begun = Instant::now();
-        while begun.elapsed() < PATIENCE && matches!(self.0.try_wait(), Ok(None)) {
+        while begun.elapsed() < patience && !self.has_ended() {
             std::thread::sleep(LOOK);
         }
+        self.has_ended()
+    }
+
+    fn has_ended(&mut self) -> bool {
         matches!(self.0.try_wait(), Ok(Some(_)))
     }
 }
@@ -123,14 +132,30 @@ async fn play(args: &DemoArgs, folder: &Path, output: &Output) -> Result<bool> {
 
     let allowlist = Allowlist { domains: Some(vec![format!("{SITE_NAME}:{}", stage.site.port())]) };
     let mode = if args.enforce { "enforce" } else { "observe" };
-    let setting = Setting { mode, pager: stage.pager, allowlist };
+    let setting = Setting {
+        mode,
+        pager: stage.pager,
+        allowlist,
+        gateway: free_address()?,
+        resolve: stage.names().to_vec(),
+    };
     let (mut server, client) = serve(folder, &setting).await?;
     let begun = SystemClock.now();
-    let mut run = run_agent(folder, &stage, &client).await?;
+    let (mut run, detour) = run_agent(folder, &stage, setting.gateway, &client, *output).await?;
     say(&format!("  agent     session {SESSION} runs under `estoppel run`\n"));
 
-    let incident = wait("an incident", || async { client.incidents().await.ok()?.pop() }).await?;
-    let number = incident.number.to_string();
+    let number = wait("an incident", || {
+        let has_ended = run.has_ended();
+        let incidents = client.incidents();
+        async move {
+            let incident = incidents.await.ok().and_then(|mut incidents| incidents.pop());
+            match incident {
+                Some(incident) => Some(Ok(incident.number.to_string())),
+                None => has_ended.then(|| Err(ended_early())),
+            }
+        }
+    })
+    .await??;
     let status = settled(&client, &number).await?;
     // What has settled must stay settled: nothing may arrive any more.
     let at_settled = stage.loot();
@@ -149,15 +174,21 @@ async fn play(args: &DemoArgs, folder: &Path, output: &Output) -> Result<bool> {
     let loot = stage.loot();
     let recorded = recorded_bytes(&client).await?;
     let mut timeline = Timeline::new(begun);
-    timeline.play(&stage, &view, &status, reported);
+    timeline.play(&stage, &view, &status, detour.get(), reported);
     output.note(&format!("\n{}", timeline.text()));
-    let verdict =
-        Verdict { enforce: args.enforce, at_settled: at_settled.bytes, loot: loot.bytes, recorded };
+    let verdict = Verdict {
+        enforce: args.enforce,
+        contained: contained(&status).to_owned(),
+        at_settled: at_settled.bytes,
+        loot: loot.bytes,
+        recorded,
+        smuggled: stage.smuggled().bytes,
+    };
     let document = document(folder, &number, &status, &timeline, &verdict);
     let good = verdict.is_good();
-    run.end();
-    server.end();
-    output.answer(&document, |_| closing(folder, &number, &status, &view, &verdict))?;
+    run.end(AGENT_PATIENCE);
+    server.end(PATIENCE);
+    output.answer(&document, |_| closing(folder, &number, &view, &verdict))?;
     Ok(good)
 }
 
@@ -186,7 +217,10 @@ fn is_manifest(item: &Value) -> bool {
 }
 
 /// Asks until there is an answer.
-async fn wait<T, F: Future<Output = Option<T>>>(what: &str, ask: impl Fn() -> F) -> Result<T> {
+async fn wait<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> Result<T> {
     let begun = Instant::now();
     loop {
         if let Some(answer) = ask().await {
@@ -209,19 +243,22 @@ struct Setting {
     mode: &'static str,
     pager: SocketAddr,
     allowlist: Allowlist,
+    /// Where the server's own gateway listens, for an agent that can have none of its own.
+    gateway: SocketAddr,
+    /// What it takes for the addresses of names: `NAME:PORT=ADDR:PORT`.
+    resolve: Vec<String>,
 }
 
 /// Starts the server as a user would, with the configuration in the folder.
 async fn serve(folder: &Path, setting: &Setting) -> Result<(Actor, Client)> {
-    let Setting { mode, pager, allowlist } = setting;
+    let Setting { mode, pager, allowlist, gateway, resolve } = setting;
     let config = format!(
         "# The configuration of this demo. `estoppel config show` prints every key.\n\
          [serve]\ndata = {data:?}\nlisten = \"127.0.0.1:0\"\n\n\
          [egress]\nmode = \"{mode}\"\n# The default is \"ask\": a person decides about unlisted egress.\nresponse = \"auto\"\n\n\
-         [gateway]\nlisten = \"127.0.0.1:{port}\"\n\n\
+         [gateway]\nlisten = \"{gateway}\"\nresolve = {resolve:?}\n\n\
          [paging]\nurl = \"http://{pager}/page\"\n",
         data = folder.join("data"),
-        port = free_port()?,
     );
     let file = folder.join("estoppel.toml");
     std::fs::write(&file, config)?;
@@ -238,9 +275,7 @@ async fn serve(folder: &Path, setting: &Setting) -> Result<(Actor, Client)> {
     let ready = tokio::task::spawn_blocking(move || {
         let mut text = String::new();
         // The first document is the only one: it ends with a closing brace on a line of its own.
-        for line in
-            stdout.map(std::io::BufReader::new).into_iter().flat_map(std::io::BufRead::lines)
-        {
+        for line in stdout.map(BufReader::new).into_iter().flat_map(std::io::BufRead::lines) {
             let Ok(line) = line else { break };
             text.push_str(&line);
             if line == "}" {
@@ -261,28 +296,33 @@ async fn serve(folder: &Path, setting: &Setting) -> Result<(Actor, Client)> {
     Ok((server, client))
 }
 
-/// A port that is free now, for the gateway beside the server, which nobody uses in this play.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+/// An address that is free now, for the gateway beside the server.
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
 }
 
+/// What the agent said of its attempt to go around the gateway, and when.
+type Detour = Arc<OnceLock<(Timestamp, String)>>;
+
 /// Runs the agent as a user would.
-async fn run_agent(folder: &Path, stage: &Stage, client: &Client) -> Result<Actor> {
+async fn run_agent(
+    folder: &Path,
+    stage: &Stage,
+    gateway: SocketAddr,
+    client: &Client,
+    output: Output,
+) -> Result<(Actor, Detour)> {
     let name =
         EntityId::new("demo-host").map_err(|error| CommandError::new(Exit::Failed, error))?;
     let request = TokenRequest::new(name, estoppel_api::Role::Enforcer);
     let token = client.mint_token(&request).await?.token;
     let program = agent_program(folder)?;
-    let resolve =
-        |name: &str, address: std::net::SocketAddr| format!("{name}:{}={address}", address.port());
-    let child = Command::new(std::env::current_exe()?)
+    let [site, sink] = stage.names();
+    let mut child = Command::new(std::env::current_exe()?)
         .args(["run", "--session", SESSION, "--agent", "support-bot", "--user", "erika"])
-        .args([
-            "--resolve",
-            &resolve(SITE_NAME, stage.site),
-            "--resolve",
-            &resolve(SINK_NAME, stage.sink),
-        ])
+        .args(["--resolve", &site, "--resolve", &sink])
+        // Where the machine permits no network namespace; weaker, and said to be.
+        .args(["--proxy", &gateway.to_string()])
         .arg("--state")
         .arg(folder.join("run"))
         .arg("--")
@@ -293,8 +333,37 @@ async fn run_agent(folder: &Path, stage: &Stage, client: &Client) -> Result<Acto
         .env(agent::TASK_URL, format!("http://{SITE_NAME}:{}/invoice.html", stage.site.port()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()?;
-    Ok(Actor(child))
+    let detour = Detour::default();
+    if let Some(stderr) = child.stderr.take() {
+        let detour = Arc::clone(&detour);
+        std::thread::spawn(move || listen_to(stderr, &detour, output));
+    }
+    Ok((Actor(child), detour))
+}
+
+/// Passes on what the agent and its supervisor say, and takes note of the detour.
+fn listen_to(stderr: ChildStderr, detour: &Detour, output: Output) {
+    for line in BufReader::new(stderr).lines().map_while(std::io::Result::ok) {
+        // Both sides are our own programs: nothing hostile is in there.
+        output.note(&line);
+        if let Some((_, outcome)) = line.split_once(agent::TRIED_AROUND) {
+            detour.get_or_init(|| (SystemClock.now(), outcome.to_owned()));
+        }
+    }
+}
+
+fn ended_early() -> CommandError {
+    CommandError::message(Exit::Failed, "the agent ended before anything happened").hint(
+        "what it and `estoppel run` said stands above; the server's log is in the demo's folder",
+    )
+}
+
+/// What held the agent, by the host's word.
+fn contained(status: &HaltStatus) -> &str {
+    let host = status.enforcers.iter().find(|word| word.kind == "host");
+    host.and_then(|word| word.settlement["containment"].as_str()).unwrap_or("not known")
 }
 
 /// A copy of this binary that the agent's user may execute: ours may lie where it may not look.
@@ -327,21 +396,31 @@ async fn recorded_bytes(client: &Client) -> Result<u64> {
 /// What the play came to.
 struct Verdict {
     enforce: bool,
+    /// What held the agent.
+    contained: String,
     /// Bytes that the attacker had when every enforcer had settled.
     at_settled: u64,
     /// Bytes that it has at the end.
     loot: u64,
     /// Bytes to it by the records.
     recorded: u64,
+    /// Bytes that came to it around the gateway.
+    smuggled: u64,
 }
 
 impl Verdict {
     /// Nothing came after the stop, and the attacker counts no more than the records say. A reset
-    /// connection can take bytes along that were handed to the kernel, so it may count fewer.
-    const fn is_good(&self) -> bool {
+    /// connection can take bytes along that were handed to the kernel, so it may count fewer. Nothing
+    /// came around a gateway that is said to be the only way.
+    fn is_good(&self) -> bool {
         self.loot == self.at_settled
             && self.loot <= self.recorded
             && !(self.enforce && self.loot > 0)
+            && !(self.is_only_way() && self.smuggled > 0)
+    }
+
+    fn is_only_way(&self) -> bool {
+        self.contained.contains("only the gateway is reachable")
     }
 }
 
@@ -360,17 +439,13 @@ fn document(
         "bytes_at_attacker": verdict.loot,
         "bytes_recorded": verdict.recorded,
         "bytes_after_settled": verdict.loot - verdict.at_settled,
+        "bytes_around_gateway": verdict.smuggled,
+        "contained": verdict.contained,
         "good": verdict.is_good(),
     })
 }
 
-fn closing(
-    folder: &Path,
-    number: &str,
-    status: &HaltStatus,
-    view: &Value,
-    verdict: &Verdict,
-) -> String {
+fn closing(folder: &Path, number: &str, view: &Value, verdict: &Verdict) -> String {
     let after = verdict.loot - verdict.at_settled;
     let agree = if verdict.loot == verdict.recorded {
         "the same as the records say".to_owned()
@@ -380,12 +455,19 @@ fn closing(
             verdict.recorded
         )
     };
-    let host = status.enforcers.iter().find(|word| word.kind == "host");
-    let containment = host.and_then(|word| word.settlement["containment"].as_str());
+    let around = match (verdict.smuggled, verdict.is_only_way()) {
+        (0, _) => "none".to_owned(),
+        (bytes, true) => format!("{bytes} bytes, which must not be"),
+        (bytes, false) => format!(
+            "{bytes} bytes, which nothing here could stop: run the demo as root for a network of the \
+             agent's own (`estoppel doctor` says what this machine permits)"
+        ),
+    };
     let evidence = view["evidence"].as_array().map_or(0, |items| items.len().saturating_sub(1));
     let shown = folder.display();
     format!(
         "bytes that reached the attacker, by its own count: {} ({agree}), {after} after the stop\n\
+         around the gateway: {around}\n\
          contained: {}\n\
          evidence: {evidence} items and their manifest, each with SHA-256, in {shown}/data/evidence\n\
          report: {shown}/report.md\n\n\
@@ -394,7 +476,7 @@ fn closing(
          estoppel serve --config {shown}/estoppel.toml     (then: estoppel incident show {number})\n\
          {}\n{}",
         verdict.loot,
-        containment.map_or_else(|| "not known".to_owned(), crate::output::inline),
+        crate::output::inline(&verdict.contained),
         if verdict.enforce {
             "  estoppel demo              (the gateway observes: something leaks)"
         } else {

@@ -18,7 +18,7 @@ use estoppel_model::{Clock as _, EntityId, Kind, Limit, OrderId, Scope, SystemCl
 use serde_json::Value;
 
 use super::{
-    Actor, Setting, given,
+    AGENT_PATIENCE, Actor, PATIENCE, Setting, free_address, given,
     python::Python,
     serve,
     services::{Bill, MAIL_NAME, MODEL_NAME, Services},
@@ -92,7 +92,8 @@ pub(super) async fn play(python: &Python, folder: &Path, output: &Output) -> Res
             format!("{MAIL_NAME}:{}", services.mail.port()),
         ]),
     };
-    let setting = Setting { mode: "enforce", pager: services.pager, allowlist };
+    let (pager, gateway) = (services.pager, free_address()?);
+    let setting = Setting { mode: "enforce", pager, allowlist, gateway, resolve: Vec::new() };
     let (mut server, client) = serve(folder, &setting).await?;
     let begun = SystemClock.now();
     limit(&client).await?;
@@ -103,8 +104,8 @@ pub(super) async fn play(python: &Python, folder: &Path, output: &Output) -> Res
     let mut timeline = Timeline::new(begun);
     timeline.runaway(&services, &seen.view, &seen.status, &seen.run, SystemClock.now());
     output.note(&format!("\n{}", timeline.text()));
-    agent.end();
-    server.end();
+    agent.end(AGENT_PATIENCE);
+    server.end(PATIENCE);
     let checks = telling::checks(&seen);
     let good = checks.iter().all(|check| check.holds);
     let document = telling::document(folder, &seen, &timeline, &checks);
@@ -223,7 +224,7 @@ async fn watch(
     })
     .await?;
     let run = agreed(client, output).await?;
-    let killed = confined && agent.ended_by_itself();
+    let killed = confined && agent.ended_within(PATIENCE);
     let view = wait("the page and the limits in the incident", || async {
         let view = client.incident(&number).await.ok()?;
         let limited = given(&view).any(|it| it["what"].as_str().is_some_and(is_limit));

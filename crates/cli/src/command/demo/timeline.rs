@@ -43,9 +43,13 @@ impl Timeline {
         stage: &Stage,
         view: &Value,
         status: &HaltStatus,
+        detour: Option<&(Timestamp, String)>,
         reported: Timestamp,
     ) {
         let loot = stage.loot();
+        if let Some((at, outcome)) = detour {
+            self.add(Some(*at), format!("the agent tried without its proxy: {outcome}"));
+        }
         let first = view["detections"]
             .as_array()
             .and_then(|list| list.first())
