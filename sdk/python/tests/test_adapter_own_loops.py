@@ -34,18 +34,21 @@ def calls(name: str) -> dict[str, Any]:
 class Client(Protocol):
     """What the loop needs to know of a client."""
 
-    def ask(self, client: Any, messages: list[Any]) -> Any:
-        """The model's answer, or a coroutine that brings it."""
-
-    def read(self, answer: Any) -> tuple[str | None, list[tuple[str, str]], Any]:
-        """What was said, the id and name of each tool that is to be called, and the message itself."""
-
-    def told(self, outputs: list[tuple[str, str]]) -> list[Any]:
-        """What came of the tools, by their ids, as messages."""
-
     def open(self, fake: FakeModel, session: estoppel.Session) -> Any: ...
 
     def open_async(self, fake: FakeModel, session: estoppel.Session) -> Any: ...
+
+    def ask(self, client: Any, messages: list[Any]) -> Any:
+        """The model's answer, or a coroutine that brings it."""
+        ...
+
+    def read(self, answer: Any) -> tuple[str | None, list[tuple[str, str]], Any]:
+        """What was said, the id and name of each tool that is to be called, and the message itself."""
+        ...
+
+    def told(self, outputs: list[tuple[str, str]]) -> list[Any]:
+        """What came of the tools, by their ids, as messages."""
+        ...
 
 
 class OpenAI:
