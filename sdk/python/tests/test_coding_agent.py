@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,16 +96,17 @@ class Desktop:
         config = {**json.loads(file.read_text()), "deadline_ms": 1000}
         file.write_text(json.dumps(config))
 
-    def resident(self) -> int:
-        """The process that answers this user's hooks."""
+    def residents(self) -> list[int]:
+        """The processes that answer this user's hooks."""
+        found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
             if words[1:3] == ["hook", "serve"] and str(self.hook_folder) in words:
-                return int(process.name)
-        raise AssertionError("the hook's resident process is not there")
+                found.append(int(process.name))
+        return found
 
     def effects(self) -> list[str]:
         return sorted(path.name for path in self.work.iterdir())
@@ -130,11 +132,22 @@ class Desktop:
             yield
 
 
+@contextmanager
+def installed(fake: FakeModel, server: Server, token: str) -> Iterator[Desktop]:
+    """A home with a short name: that of a socket in it is bounded."""
+    with tempfile.TemporaryDirectory(prefix="estoppel-") as folder:
+        own = Desktop(Path(folder), fake, server, token)
+        try:
+            yield own
+        finally:
+            own.estoppel("hook", "uninstall", "--for", "claude-code")
+            until("the resident process to end", lambda: not own.residents())
+
+
 @pytest.fixture
-def desktop(tmp_path: Path, fake: FakeModel, server: Server, agent_token: str) -> Iterator[Desktop]:
-    own = Desktop(tmp_path, fake, server, agent_token)
-    yield own
-    own.estoppel("hook", "uninstall", "--for", "claude-code")
+def desktop(fake: FakeModel, server: Server, agent_token: str) -> Iterator[Desktop]:
+    with installed(fake, server, agent_token) as own:
+        yield own
 
 
 @pytest.fixture
@@ -279,7 +292,7 @@ def test_a_sub_agents_own_halt_leaves_the_session_alone(
 
 def test_a_resident_process_that_hangs_refuses(desktop: Desktop, session: str) -> None:
     """The hook's own deadline comes first: the program reads a refusal, and not that the hook was late."""
-    resident = desktop.resident()
+    [resident] = desktop.residents()
     desktop.fake.script({**calls(bash("touch file")), "hold_after": 1}, DONE)
 
     def hang() -> None:
@@ -296,34 +309,29 @@ def test_a_resident_process_that_hangs_refuses(desktop: Desktop, session: str) -
 
 
 def test_a_server_that_is_away_refuses(
-    tmp_path: Path, fake: FakeModel, session: str, tmp_path_factory: pytest.TempPathFactory
+    fake: FakeModel, session: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """A resident process that is started without a server has no lease."""
     server = Server(tmp_path_factory.mktemp("away"))
+
     try:
-        desktop = Desktop(tmp_path, fake, server, server.token("coder", "agent"))
-        try:
-            check_that_it_refuses(desktop, server, session)
-        finally:
-            desktop.estoppel("hook", "uninstall", "--for", "claude-code")
+        with installed(fake, server, server.token("coder", "agent")) as desktop:
+
+            def both_end() -> None:
+                desktop.hasten()
+                server.stop()
+                [resident] = desktop.residents()
+                os.kill(resident, signal.SIGKILL)
+                until("the resident process to end", lambda: not is_alive(resident))
+
+            fake.script({**calls(bash("touch file")), "hold_after": 1}, DONE)
+            with desktop.while_the_model_speaks(both_end):
+                said = desktop.claude(session)
+            assert [denial["tool_name"] for denial in said["permission_denials"]] == ["Bash"]
+            assert desktop.effects() == [] and desktop.asked() == ["outer"]
+            assert "No server has been reached yet." in desktop.refusal(session)
     finally:
         server.stop()
-
-
-def check_that_it_refuses(desktop: Desktop, server: Server, session: str) -> None:
-    def both_end() -> None:
-        desktop.hasten()
-        server.stop()
-        resident = desktop.resident()
-        os.kill(resident, signal.SIGKILL)
-        until("the resident process to end", lambda: not is_alive(resident))
-
-    desktop.fake.script({**calls(bash("touch file")), "hold_after": 1}, DONE)
-    with desktop.while_the_model_speaks(both_end):
-        said = desktop.claude(session)
-    assert [denial["tool_name"] for denial in said["permission_denials"]] == ["Bash"]
-    assert desktop.effects() == [] and desktop.asked() == ["outer"]
-    assert "No server has been reached yet." in desktop.refusal(session)
 
 
 @pytest.mark.parametrize("fails", ["sleep 600", "/gone/estoppel-hook", "kill -9 $$"])
