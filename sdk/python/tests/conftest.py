@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -54,6 +55,13 @@ def halting_when(happens: Callable[[], object], halt: Callable[[], _T]) -> Itera
     finally:
         thread.join(2 * PATIENCE_S)
     assert not thread.is_alive()
+
+
+def needed(package: str) -> None:
+    """Skips the test where a package is missing; with ``ESTOPPEL_REAL=1`` that is a failure."""
+    if importlib.util.find_spec(package) is None:
+        why = f"needs the package {package}"
+        pytest.fail(why) if os.environ.get("ESTOPPEL_REAL") == "1" else pytest.skip(why)
 
 
 def free_port() -> int:

@@ -8,14 +8,12 @@ stream, in a sub-agent.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import claude_agent_sdk
 import pytest
 from claude_agent_sdk import (
     AssistantMessage,
@@ -27,6 +25,7 @@ from claude_agent_sdk import (
     create_sdk_mcp_server,
     tool,
 )
+from claude_program import ASKED, DONE, bash, calls, environment, is_alive
 from conftest import PATIENCE_S, Server, halting_when, until
 from fake_model import FakeModel
 
@@ -35,22 +34,6 @@ from estoppel import _native
 from estoppel.adapters import _claude_agent_run, claude_agent
 from estoppel.adapters.claude_agent import ClaudeSDKClient, query
 from estoppel.testing import HaltingGuard
-
-PROGRAM = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
-if not PROGRAM.exists() and os.environ.get("ESTOPPEL_REAL") != "1":
-    pytest.skip(f"needs the program that the SDK bundles: {PROGRAM}", allow_module_level=True)
-
-DONE = {"text": "one two three four"}
-ASKED = "look it up"
-
-
-def calls(*tools: tuple[str, dict[str, Any]], of: str | None = None) -> dict[str, Any]:
-    answer = {"tool_calls": [{"name": name, "arguments": params} for name, params in tools]}
-    return answer if of is None else {"for": of, **answer}
-
-
-def bash(command: str) -> tuple[str, dict[str, Any]]:
-    return "Bash", {"command": command, "description": "works"}
 
 
 @pytest.fixture
@@ -61,18 +44,9 @@ def home(tmp_path: Path) -> Path:
 
 
 def options(fake: FakeModel, home: Path, *tools: Any, **more: Any) -> ClaudeAgentOptions:
-    env = {
-        "HOME": str(home),
-        "CLAUDE_CONFIG_DIR": str(home / "config"),
-        "ANTHROPIC_BASE_URL": fake.url,
-        "ANTHROPIC_API_KEY": "none",
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "CLAUDE_CODE_MAX_RETRIES": "0",
-        "DISABLE_AUTOUPDATER": "1",
-    }
     more.setdefault("allowed_tools", ["Bash", "Agent", *(f"mcp__own__{own.name}" for own in tools)])
     return ClaudeAgentOptions(
-        env=env,
+        env=environment(fake, home),
         cwd=home / "work",
         setting_sources=[],
         mcp_servers={"own": create_sdk_mcp_server("own", tools=list(tools))} if tools else {},
@@ -98,14 +72,6 @@ def own_tool(name: str, work: Callable[[], Awaitable[str]]) -> Any:
         return {"content": [{"type": "text", "text": await work()}]}
 
     return own
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rsplit(") ", 1)[1][0] not in "ZX"
 
 
 def test_an_agent_that_nobody_halts_goes_its_way(

@@ -31,7 +31,7 @@ def test_the_examples_of_the_page_run(
 ) -> None:
     """One after the other, as a reader would type them; and what they did is on record."""
     examples = [one for one in examples_of_the_page() if "claude_agent_sdk" not in one]
-    assert len(examples) == 4
+    assert len(examples) == 5
     monkeypatch.setenv("ESTOPPEL_URL", server.url)
     monkeypatch.setenv("ESTOPPEL_TOKEN", agent_token)
     monkeypatch.setenv("OPENAI_API_KEY", "none")
@@ -50,6 +50,8 @@ def test_the_examples_of_the_page_run(
         fake.script(
             {"text": "Paris."},
             {"text": "Rome."},
+            {"tool_calls": [{"name": "how_old", "arguments": {"city": "Rome"}}]},
+            {"text": "Very old."},
             {"tool_calls": [look_up], "usage": {"input_tokens": 812, "output_tokens": 90}},
             {"text": "Two million."},
             {"tool_calls": [{"name": "how_big", "arguments": {"city": "Rome"}}]},
@@ -57,12 +59,15 @@ def test_the_examples_of_the_page_run(
         )
         for number, example in enumerate(examples):
             exec(compile(example, f"{PAGE.name}, example {number + 1}", "exec"), names)
-        assert len(fake.requests()) == 6
+        assert len(fake.requests()) == 8
     said = capsys.readouterr().out
-    assert all(text in said for text in ("Paris.", "Rome.", "Two million.", "Three million.", "hello Ann")), said
+    texts = "Paris.", "Rome.", "Very old.", "Two million.", "Three million.", "hello Ann"
+    assert all(text in said for text in texts), said
     guard = names["guard"]
     assert isinstance(guard, estoppel.Guard)
     guard.close()
+    [[result]] = server.rows("SELECT result FROM audit_log WHERE tool = 'how_old'")
+    assert "2,800 years old" in str(result)
     [[result]] = server.rows("SELECT result FROM audit_log WHERE tool = 'look_up'")
     assert "2 million people" in str(result)
     [[result]] = server.rows("SELECT result FROM audit_log WHERE tool = 'how_big'")

@@ -9,7 +9,7 @@ import sys
 import textwrap
 
 import pytest
-from conftest import PATIENCE_S, Server
+from conftest import PATIENCE_S, Server, needed
 
 HEAD = """
 import os, signal, sys, threading, time
@@ -24,18 +24,45 @@ def until(ask):
 """
 
 
-def run(server: Server, token: str, code: str, *arguments: str, **environment: str) -> str:
-    """Runs a program with warnings as errors; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-X", "dev", "-c", HEAD + textwrap.dedent(code), *arguments],
-        env={**os.environ, "ESTOPPEL_URL": server.url, "ESTOPPEL_TOKEN": token, **environment},
-        capture_output=True,
+def start(
+    server: Server, token: str, code: str, *arguments: str, **environment: str
+) -> subprocess.Popen[str]:
+    """Starts a program with warnings as errors and memory checked.
+
+    Not `-X dev`, which has both: its asyncio says on standard error when a machine is slow.
+    """
+    checks = {"PYTHONFAULTHANDLER": "1", "PYTHONMALLOC": "debug", "PYTHONWARNINGS": "error"}
+    own = {"ESTOPPEL_URL": server.url, "ESTOPPEL_TOKEN": token}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        env={**os.environ, **checks, **own, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE_S,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == "", done.stderr
-    return done.stdout
+
+
+def line(child: subprocess.Popen[str]) -> str:
+    """What it prints next."""
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def end(child: subprocess.Popen[str], said: str = "") -> str:
+    """Waits for its end, which is a good one without a word on standard error; returns what it printed."""
+    try:
+        stdout, stderr = child.communicate(said, timeout=PATIENCE_S)
+    finally:
+        child.kill()
+    assert child.returncode == 0, stdout + stderr
+    assert stderr == "", stderr
+    return stdout
+
+
+def run(server: Server, token: str, code: str, *arguments: str, **environment: str) -> str:
+    """Runs a program from its start to its end."""
+    return end(start(server, token, HEAD + textwrap.dedent(code), *arguments, **environment))
 
 
 def test_the_end_of_the_interpreter_sends_what_is_left(
@@ -230,42 +257,34 @@ def test_multiprocessing(server: Server, agent_token: str, name: str, method: st
 
 
 def test_a_greenlet_is_thrown_into_and_others_go_on(server: Server, agent_token: str, name: str) -> None:
-    pytest.importorskip("gevent")
-    done = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from gevent import monkey; monkey.patch_all()\nimport gevent\n"
-            + HEAD
-            + textwrap.dedent("""
-            guard = estoppel.Guard()
-            assert guard.wait_ready(30)
-            ended = []
-            def work(session):
-                try:
-                    with guard.session(session).step("work"):
-                        gevent.sleep(30 if session == sys.argv[1] else 1)
-                    ended.append("went on")
-                except estoppel.Halted as halted:
-                    ended.append(halted.order.scope[0])
-            halted, other = gevent.spawn(work, sys.argv[1]), gevent.spawn(work, "other")
-            gevent.sleep(0)
-            print("begun", flush=True)
-            gevent.joinall([halted, other])
-            print(*ended)
-            guard.close()
-            """),
-            name,
-        ],
-        env={**os.environ, "ESTOPPEL_URL": server.url, "ESTOPPEL_TOKEN": agent_token},
-        stdout=subprocess.PIPE,
-        text=True,
+    needed("gevent")
+    child = start(
+        server,
+        agent_token,
+        "from gevent import monkey; monkey.patch_all()\nimport gevent\n"
+        + HEAD
+        + textwrap.dedent("""
+        guard = estoppel.Guard()
+        assert guard.wait_ready(30)
+        ended = []
+        def work(session):
+            try:
+                with guard.session(session).step("work"):
+                    gevent.sleep(30 if session == sys.argv[1] else 1)
+                ended.append("went on")
+            except estoppel.Halted as halted:
+                ended.append(halted.order.scope[0])
+        halted, other = gevent.spawn(work, sys.argv[1]), gevent.spawn(work, "other")
+        gevent.sleep(0)
+        print("begun", flush=True)
+        gevent.joinall([halted, other])
+        print(*ended)
+        """),
+        name,
     )
-    assert done.stdout is not None
-    assert done.stdout.readline() == "begun\n"
+    assert line(child) == "begun"
     halt = server.halt(f"session:{name}")
-    assert done.communicate(timeout=PATIENCE_S)[0] == f"session:{name} went on\n"
-    assert done.returncode == 0
+    assert end(child) == f"session:{name} went on\n"
     assert server.settlement(halt)["steps_cancelled"] == 1
 
 
@@ -273,41 +292,33 @@ def test_a_task_of_trio_is_not_interrupted_and_named_so(
     server: Server, agent_token: str, name: str
 ) -> None:
     """An exception set for its thread would hit whichever task runs then."""
-    pytest.importorskip("trio")
-    child = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            HEAD
-            + textwrap.dedent("""
-            import trio
-            guard = estoppel.Guard()
-            assert guard.wait_ready(30)
-            async def work():
-                try:
-                    async with guard.session(sys.argv[1]).step("work") as step:
-                        print("begun", flush=True)
-                        while not step.stopped:
-                            await trio.sleep(0.01)
-                        await trio.sleep(0.1)
-                        print("to its end", flush=True)
-                except estoppel.Halted:
-                    print("halted")
-            trio.run(work)
-            guard.close()
-            """),
-            name,
-        ],
-        env={**os.environ, "ESTOPPEL_URL": server.url, "ESTOPPEL_TOKEN": agent_token},
-        stdout=subprocess.PIPE,
-        text=True,
+    needed("trio")
+    child = start(
+        server,
+        agent_token,
+        HEAD
+        + textwrap.dedent("""
+        import trio
+        guard = estoppel.Guard()
+        assert guard.wait_ready(30)
+        async def work():
+            try:
+                async with guard.session(sys.argv[1]).step("work") as step:
+                    print("begun", flush=True)
+                    while not step.stopped:
+                        await trio.sleep(0.01)
+                    await trio.sleep(0.1)
+                    print("to its end", flush=True)
+            except estoppel.Halted:
+                print("halted")
+        trio.run(work)
+        """),
+        name,
     )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "begun\n"
+    assert line(child) == "begun"
     settlement = server.settlement(server.halt(f"session:{name}"))
     assert settlement["not_interruptible"] == ["tool work: blocking work, its result is withheld"]
-    assert child.communicate(timeout=PATIENCE_S)[0] == "to its end\nhalted\n"
-    assert child.returncode == 0
+    assert end(child) == "to its end\nhalted\n"
 
 
 def test_a_cell_of_a_notebook_runs_in_a_loop(server: Server, agent_token: str, name: str) -> None:
@@ -336,71 +347,65 @@ def test_a_cell_of_a_notebook_runs_in_a_loop(server: Server, agent_token: str, n
     assert rows == [["cell"], ["awaited"]]
 
 
-def test_a_kernel_of_jupyter_outlives_a_halt(server: Server, agent_token: str, name: str) -> None:
+def test_a_kernel_of_jupyter_outlives_a_halt(
+    server: Server, agent_token: str, name: str
+) -> None:
     """A cell that awaits is ended in its midst, one that does not when it asks; the next cell runs."""
-    pytest.importorskip("ipykernel")
-    notebook = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            textwrap.dedent("""
-            import signal, sys
-            signal.alarm(100)
-            from jupyter_client.manager import start_new_kernel
-            manager, client = start_new_kernel()
-            def tell(message):
-                if message["msg_type"] == "stream":
-                    print(message["content"]["text"].strip(), flush=True)
-            def run(cell):
-                answer = client.execute_interactive(cell, timeout=50, output_hook=tell)["content"]
-                print(answer.get("ename", answer["status"]), flush=True)
-            awaited, busy = sys.argv[1:]
-            run("import asyncio, estoppel; guard = estoppel.Guard(); assert guard.wait_ready(30)")
-            run(f"async with guard.session({awaited!r}).step('cell'):\\n"
-                "    print('begun', flush=True)\\n    await asyncio.sleep(50)")
-            run("await asyncio.sleep(0); guard.check()")
-            run(f"with guard.session({busy!r}).step('cell') as step:\\n"
-                "    print('begun', flush=True)\\n    while not step.stopped: pass")
-            run("await asyncio.sleep(0); guard.check()")
-            client.stop_channels()
-            manager.shutdown_kernel()
-            """),
-            f"{name}-awaited",
-            f"{name}-busy",
-        ],
-        env={**os.environ, "ESTOPPEL_URL": server.url, "ESTOPPEL_TOKEN": agent_token},
-        stdout=subprocess.PIPE,
-        # The kernel says there what it thinks of TCP.
-        stderr=subprocess.DEVNULL,
-        text=True,
+    needed("ipykernel")
+    notebook = start(
+        server,
+        agent_token,
+        """
+        import signal, sys, tempfile
+        signal.alarm(100)
+        from jupyter_client.manager import KernelManager
+        # Over TCP the kernel would say on standard error what it thinks of that.
+        folder = tempfile.TemporaryDirectory()
+        manager = KernelManager(transport="ipc", ip=f"{folder.name}/kernel")
+        manager.start_kernel()
+        client = manager.client()
+        client.start_channels()
+        client.wait_for_ready(timeout=50)
+        def tell(message):
+            if message["msg_type"] == "stream":
+                print(message["content"]["text"].strip(), flush=True)
+        def run(cell):
+            answer = client.execute_interactive(cell, timeout=50, output_hook=tell)["content"]
+            print(answer.get("ename", answer["status"]), flush=True)
+        awaited, busy = sys.argv[1:]
+        run("import asyncio, estoppel; guard = estoppel.Guard(); assert guard.wait_ready(30)")
+        run(f"async with guard.session({awaited!r}).step('cell'):\\n"
+            "    print('begun', flush=True)\\n    await asyncio.sleep(50)")
+        run("await asyncio.sleep(0); guard.check()")
+        run(f"with guard.session({busy!r}).step('cell') as step:\\n"
+            "    print('begun', flush=True)\\n    while not step.stopped: pass")
+        run("await asyncio.sleep(0); guard.check()")
+        client.stop_channels()
+        manager.shutdown_kernel()
+        folder.cleanup()
+        """,
+        f"{name}-awaited",
+        f"{name}-busy",
+        # The kernel's own, of the way in which it ends.
+        PYTHONWARNINGS="error,ignore::PendingDeprecationWarning",
     )
-    assert notebook.stdout is not None
-    said = [line.strip() for line in (notebook.stdout.readline(), notebook.stdout.readline())]
-    assert said == ["ok", "begun"]
+    assert [line(notebook) for _ in range(2)] == ["ok", "begun"]
     halt = server.halt(f"session:{name}-awaited")
-    assert [notebook.stdout.readline().strip() for _ in range(3)] == ["Halted", "ok", "begun"]
+    assert [line(notebook) for _ in range(3)] == ["Halted", "ok", "begun"]
     assert server.settlement(halt)["steps_cancelled"] == 1
     server.halt(f"session:{name}-busy")
-    assert notebook.communicate(timeout=PATIENCE_S)[0] == "Halted\nok\n"
-    assert notebook.returncode == 0
+    assert end(notebook) == "Halted\nok\n"
 
 
 def test_a_guard_of_a_killed_server_ends_in_time(agent_token: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     own = Server(tmp_path_factory.mktemp("killed"))
     token = own.token("a", "agent")
-    child = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            HEAD + "guard = estoppel.Guard(); assert guard.wait_ready(30); print('ready', flush=True)\n"
-            "sys.stdin.readline()\nwith guard.step('x'): pass\n",
-        ],
-        env={**os.environ, "ESTOPPEL_URL": own.url, "ESTOPPEL_TOKEN": token},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+    child = start(
+        own,
+        token,
+        HEAD + "guard = estoppel.Guard(); assert guard.wait_ready(30); print('ready', flush=True)\n"
+        "sys.stdin.readline()\nwith guard.step('x'): pass\n",
     )
-    assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    assert line(child) == "ready"
     own.stop()
-    child.communicate("\n", timeout=30)
-    assert child.returncode == 0
+    end(child, "\n")
