@@ -1,11 +1,12 @@
-//! A guard says that a task is over one of its limits (row R1).
+//! A guard or a gateway says that a task is over one of its limits (row R1).
 //!
-//! The guard has stopped the task in its own process by then; what follows here stops it everywhere.
+//! It has stopped the task in its own process by then; what follows here stops it everywhere.
 //! The event is only as good as its sender: whoever may send events of a tenant can name any task of it,
 //! as with every other detection, and reaches by that one task, so often an hour.
 
 use estoppel_model::{
-    AuditEvent, Excess, LIMIT_ACTION, ReceivedEvent, Severity, Subject, text::quoted,
+    AuditEvent, Excess, GATEWAY_ENFORCER, LIMIT_ACTION, ReceivedEvent, Severity, Subject,
+    text::quoted,
 };
 use serde::Deserialize;
 
@@ -17,6 +18,8 @@ struct Attributes {
     limit: Excess,
     #[serde(default)]
     tool: Option<String>,
+    #[serde(default)]
+    enforcer: Option<String>,
 }
 
 /// What an event says of a limit; `None` when it says nothing of one, or nothing that can be.
@@ -28,7 +31,7 @@ pub(crate) fn observe(
     let says = |word: &Option<estoppel_model::Untrusted<String>>, expected: &str| {
         word.as_ref().is_some_and(|word| word.raw() == expected)
     };
-    // A guard that only observes has stopped nothing, and nothing is stopped for it.
+    // Who only observes has stopped nothing, and nothing is stopped for it.
     if !says(&audit.action, LIMIT_ACTION) || !says(&audit.decision, "denied") {
         return None;
     }
@@ -41,7 +44,9 @@ pub(crate) fn observe(
     };
     let tool = attributes.tool.as_deref();
     let tool = tool.map_or_else(String::new, |tool| format!(" (last tool {})", quoted(tool)));
-    let summary = format!("{who} ran away: {excess}{tool}");
+    let at_gateway = attributes.enforcer.as_deref() == Some(GATEWAY_ENFORCER);
+    let counted = if at_gateway { ", as its gateway counts requests and tunnels" } else { "" };
+    let summary = format!("{who} ran away: {excess}{counted}{tool}");
     Some(Detection::new(RUNAWAY, Severity::High, subject.clone(), event, summary))
 }
 
@@ -91,6 +96,13 @@ mod tests {
         );
         responses.released(&"task:runaway-123".parse().unwrap());
 
+        let at_gateway = json!({"attributes": {
+            "limit": {"breaker": "steps", "value": 3, "max": 2}, "enforcer": "gateway",
+        }});
+        assert_eq!(
+            observe(&at_gateway).remove(0).summary,
+            "task runaway-123 ran away: 3 steps of at most 2, as its gateway counts requests and tunnels"
+        );
         let of_session = observe(&json!({"task_id": null})).remove(0);
         let decision = Responses::new().respond(&of_session, &policy);
         assert_eq!(decision.scope.unwrap().to_string(), "session:s");

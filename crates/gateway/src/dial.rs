@@ -61,8 +61,8 @@ pub(crate) enum DialError {
         /// What it belongs to.
         class: &'static str,
     },
-    /// An order came in between.
-    #[error("an order forbids it")]
+    /// An order, or a limit, came in between.
+    #[error("an order or a limit forbids it")]
     Refused(Cause),
     /// The name was not resolved.
     #[error("its name does not resolve")]

@@ -6,7 +6,7 @@ use estoppel_link::{
     LinkEvent,
     frame::{ActionResult, Outcome},
 };
-use estoppel_model::{Limit, Order, OrderBody};
+use estoppel_model::{Order, OrderBody};
 use serde::Serialize;
 use tokio::{
     net::TcpListener,
@@ -186,6 +186,8 @@ impl Gateway {
         let mut idle = ticks(IDLE_CHECK_EVERY.min(self.proxy.limits.idle_timeout));
         let mut report = ticks(self.proxy.limits.report_every);
         loop {
+            // Worked out anew at least with each tick: a sleep of the machine counts.
+            let until_look = flows.next_look().map(|at| at.since(flows.clock().boottime()));
             tokio::select! {
                 biased;
                 () = self.proxy.stop.cancelled() => break,
@@ -193,6 +195,10 @@ impl Gateway {
                     Some(event) => self.carry_out(event),
                     None => break,
                 },
+                () = tokio::time::sleep(until_look.unwrap_or_default()), if until_look.is_some() => {
+                    flows.look_at_limits();
+                }
+                () = flows.look_changed() => {}
                 _ = idle.tick() => flows.end_idle(self.proxy.limits.idle_timeout),
                 _ = report.tick() => flows.report_progress(),
             }
@@ -205,11 +211,12 @@ impl Gateway {
         let flows = &self.proxy.flows;
         match event {
             LinkEvent::Ordered(order) => {
+                flows.ordered(&order);
                 flows.enforce();
                 self.proxy.tasks.spawn(self.clone().settle(order));
             }
             LinkEvent::LeaseLost => flows.enforce(),
-            LinkEvent::Released { orders } => flows.forget(&orders),
+            LinkEvent::Released { orders } => flows.released(&orders),
             LinkEvent::LeaseRegained => {}
             LinkEvent::Action(action) => flows.authority().outcome(Outcome {
                 action: action.id,
@@ -224,18 +231,8 @@ impl Gateway {
         let flows = &self.proxy.flows;
         let mut settlement = flows.settle(order.id, SETTLE_TIMEOUT).await;
         if let OrderBody::Limit { limit } = &order.body {
-            settlement.containment = Some(enforced(limit));
+            settlement.containment = Some(flows.enforced(limit));
         }
         flows.authority().settled(order.id, settlement);
     }
-}
-
-/// What of a limit is enforced here, in words.
-fn enforced(limit: &Limit) -> String {
-    let others = Limit { requests_per_minute: None, ..limit.clone() };
-    let not = (!others.is_none()).then(|| format!("a gateway does not enforce {others}"));
-    let own = limit.requests_per_minute.map(|per_minute| {
-        format!("{per_minute} requests each minute to each destination, a tunnel as one request")
-    });
-    own.into_iter().chain(not).collect::<Vec<_>>().join("; ")
 }

@@ -9,11 +9,13 @@
 //!   that was judged.
 //! - No byte goes out after an order that forbids it is in the view, nor after the lease: each write
 //!   asks again. What is open is cut on both sides with a reset as soon as the order comes.
+//! - A task that is over a limit of time, steps or calls at once is cut here first, whether or not a
+//!   server answers; then the server is told.
 //! - Rows of `network_log` carry the bytes since the flow's last row. What is counted as sent was
 //!   handed to the kernel, so the destination received at most that.
 //!
-//! It does not open TLS: an HTTP `Host`, a second ClientHello or a request inside a tunnel is not
-//! seen. It keeps no connections to destinations between requests.
+//! It does not open TLS: an HTTP `Host`, a second ClientHello, a request inside a tunnel or what a model
+//! used is not seen. It keeps no connections to destinations between requests.
 
 mod authority;
 mod config;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use estoppel_link::{Refusal, TooSoon};
-use estoppel_model::{Order, OrderBody, Untrusted};
+use estoppel_model::{Excess, Order, OrderBody, Untrusted};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
@@ -34,6 +34,9 @@ struct Document {
     destination: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order: Option<Ordered>,
+    /// The limit that the task is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<Excess>,
     /// In how many seconds to try again.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_s: Option<u64>,
@@ -64,6 +67,7 @@ impl Problem {
             detail,
             destination: None,
             order: None,
+            limit: None,
             retry_after_s: None,
             contact: None,
         }))
@@ -120,7 +124,7 @@ impl Problem {
         problem
     }
 
-    /// An order or the lease forbids it.
+    /// An order, a limit or the lease forbids it.
     pub(crate) fn refused(cause: &Cause, destination: String) -> Self {
         let (kind, title, detail, order) = match cause {
             Cause::Order(order) => (
@@ -139,6 +143,16 @@ impl Problem {
                 ),
                 Some(Ordered::of(order)),
             ),
+            Cause::Limit { trip, order } => (
+                "urn:estoppel:problem:limit-exceeded",
+                "The task is over a limit",
+                format!(
+                    "{}: {}; a request or a tunnel counts as one step and one call here; it stays \
+                     stopped until a lead releases its halt",
+                    trip.holder, trip.excess
+                ),
+                order.as_deref().map(Ordered::of),
+            ),
             Cause::Refused(refusal) => (
                 match refusal {
                     Refusal::NotYetConnected => "urn:estoppel:problem:not-yet-connected",
@@ -155,6 +169,9 @@ impl Problem {
         let mut problem = Self::new(StatusCode::FORBIDDEN, kind, title, detail);
         problem.0.destination = Some(destination);
         problem.0.order = order;
+        if let Cause::Limit { trip, .. } = cause {
+            problem.0.limit = Some(trip.excess);
+        }
         problem
     }
 

@@ -14,7 +14,7 @@ use crate::{
     control::{Control, Wish},
     credential::Verifier,
     dial::{DialError, Dialler},
-    flow::{FlowGuard, Flows, Upstream},
+    flow::{FlowGuard, Flows, Uncounted, Upstream},
     forward,
     policy::Listing,
     problem::{Body, Problem},
@@ -143,9 +143,15 @@ impl Proxy {
                 return Err(Problem::unlisted(flow.target.to_string()));
             }
         }
-        if let Err(too_soon) = self.flows.count(flow) {
+        if let Err(uncounted) = self.flows.count(flow).await {
+            let destination = flow.target.to_string();
+            let problem = match uncounted {
+                Uncounted::TooSoon(too_soon) => Problem::too_soon(too_soon, destination),
+                Uncounted::Over(cause) => Problem::refused(&cause, destination),
+                Uncounted::Ended => return Err(self.ended(guard)),
+            };
             flow.conclude(FlowVerdict::Blocked);
-            return Err(Problem::too_soon(too_soon, flow.target.to_string()));
+            return Err(problem);
         }
         let policy = self.flows.policy();
         let dialled = tokio::select! {

@@ -1,5 +1,6 @@
 //! What a step leaves in the audit log.
 
+use estoppel_link::breaker::Trip;
 use estoppel_model::{
     AuditEvent, Boottime, EntityId, Event, Excess, LIMIT_ACTION, OrderId, Subject, Timestamp,
     Untrusted,
@@ -10,7 +11,6 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     access::Access,
-    breaker::Trip,
     denied::{Cause, DeniedReason},
     guard::Mode,
     in_flight::{Notes, Running},

@@ -6,15 +6,16 @@ use std::{
 };
 
 use estoppel_link::{
-    EventBuffer, Link, LinkConfig, LinkError, OnLost, Trust, TrustError, frame::EnforcerKind,
+    EventBuffer, Link, LinkConfig, LinkError, OnLost, Trust, TrustError, breaker::Breakers,
+    frame::EnforcerKind,
 };
 use estoppel_model::{Clock, EntityId, IdError, Limit, Secret, Subject, SystemClock};
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 use crate::{
     Guard, Mode, Texts,
-    breaker::Breakers,
     guard::Parts,
     in_flight::{InFlight, Stops},
 };
@@ -252,9 +253,12 @@ impl Builder {
         };
         let in_flight = Arc::new(InFlight::default());
         let breakers = Arc::new(Breakers::default());
+        breakers.set_observes(self.mode == Mode::Observe);
+        let look_changed = Arc::new(Notify::new());
         let stops = Stops::new(
             Arc::clone(&in_flight),
             Arc::clone(&breakers),
+            Arc::clone(&look_changed),
             self.mode,
             Arc::clone(&self.clock),
         );
@@ -275,6 +279,7 @@ impl Builder {
             events,
             in_flight,
             breakers,
+            look_changed,
             limit: self.limit,
             clock: self.clock,
             mode: self.mode,

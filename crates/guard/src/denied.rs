@@ -2,13 +2,11 @@
 
 use std::{borrow::Cow, fmt, num::NonZeroU64, sync::Arc};
 
-use estoppel_link::{Refusal, TooSoon};
+use estoppel_link::{Refusal, TooSoon, breaker::Trip};
 use estoppel_model::{
     Actor, Excess, IncidentId, Order, OrderBody, OrderId, Scope, ScopeSet, Timestamp, Untrusted,
 };
 use serde::Serialize;
-
-use crate::breaker::Trip;
 
 /// Longest part of a reason that a refusal shows, in characters.
 const REASON_CHARS_MAX: usize = 300;

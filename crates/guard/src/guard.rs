@@ -12,9 +12,11 @@ use std::{
 };
 
 use estoppel_extract::HostPort;
-use estoppel_link::{Link, LinkError, LinkEvent, LinkStatus, LocalHalt, Uploader, View};
+use estoppel_link::{
+    Link, LinkError, LinkEvent, LinkStatus, LocalHalt, Uploader, View, breaker::Breakers,
+};
 use estoppel_model::{Clock, Event, Limit, Order, OrderId, Scope, ScopeError, Subject};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -23,8 +25,8 @@ use tokio_util::{
 use crate::{
     Builder, ConnectError, Denied, DeniedReason, KillSwitch, OnStop, OpenStep, StepError,
     StepHandle, StepSpec, StepSpecError, Texts, Work, audit,
-    breaker::{Breakers, Fingerprints},
     denied::Cause,
+    fingerprint::Fingerprints,
     in_flight::{InFlight, Settled},
     kill_switch,
     run::Run,
@@ -64,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) mode: Mode,
     pub(crate) texts: Texts,
     pub(crate) breakers: Arc<Breakers>,
+    /// When the steps under way are to be looked at has changed.
+    pub(crate) look_changed: Arc<Notify>,
     /// The limits of the code.
     pub(crate) own_limit: Limit,
     pub(crate) prints: Fingerprints,
@@ -80,6 +84,7 @@ pub(crate) struct Parts {
     pub(crate) events: mpsc::Receiver<LinkEvent>,
     pub(crate) in_flight: Arc<InFlight>,
     pub(crate) breakers: Arc<Breakers>,
+    pub(crate) look_changed: Arc<Notify>,
     pub(crate) limit: Limit,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) mode: Mode,
@@ -112,6 +117,7 @@ impl Guard {
             events,
             in_flight,
             breakers,
+            look_changed,
             limit,
             clock,
             mode,
@@ -123,6 +129,7 @@ impl Guard {
         let shared = Arc::new(Shared {
             in_flight,
             breakers,
+            look_changed,
             own_limit: limit,
             prints: Fingerprints::default(),
             uploader: link.uploader(),
@@ -439,7 +446,7 @@ async fn carry_out_orders(
                 shared.look_at_limits();
             }
             () = shared.in_flight.waits() => {}
-            () = shared.breakers.changed() => {}
+            () = shared.look_changed.notified() => {}
             () = stop.cancelled() => break,
         }
     }

@@ -14,14 +14,18 @@ use std::{
     time::Duration,
 };
 
-use estoppel_link::{WorkInFlight, frame::Settlement, reaches};
+use estoppel_link::{
+    WorkInFlight,
+    breaker::{Breakers, Holder},
+    frame::Settlement,
+    reaches,
+};
 use estoppel_model::{Boottime, Clock, Order, OrderBody, OrderId, Subject, Timestamp};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    breaker::{Breakers, Holder},
     denied::Cause,
     guard::Mode,
     open_step::OnStop,
@@ -196,6 +200,7 @@ pub(crate) struct InFlight {
 pub(crate) struct Stops {
     in_flight: Arc<InFlight>,
     breakers: Arc<Breakers>,
+    look_changed: Arc<Notify>,
     mode: Mode,
     clock: Arc<dyn Clock>,
 }
@@ -204,10 +209,11 @@ impl Stops {
     pub(crate) const fn new(
         in_flight: Arc<InFlight>,
         breakers: Arc<Breakers>,
+        look_changed: Arc<Notify>,
         mode: Mode,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { in_flight, breakers, mode, clock }
+        Self { in_flight, breakers, look_changed, mode, clock }
     }
 }
 
@@ -215,7 +221,10 @@ impl WorkInFlight for Stops {
     fn stop(&self, order: &Arc<Order>) -> Option<Settlement> {
         match order.body {
             OrderBody::Halt { .. } => self.breakers.halted(order),
-            OrderBody::Limit { .. } => self.breakers.look_soon(),
+            OrderBody::Limit { .. } => {
+                self.breakers.look_soon();
+                self.look_changed.notify_one();
+            }
             _ => {}
         }
         let settled = self.in_flight.ordered(order, self.mode, self.clock.boottime());

@@ -30,9 +30,9 @@
 
 mod access;
 mod audit;
-mod breaker;
 mod builder;
 mod denied;
+mod fingerprint;
 mod guard;
 mod in_flight;
 mod kill_switch;

@@ -10,12 +10,13 @@
 
 use std::sync::Arc;
 
+use estoppel_link::breaker::{Ended, Outcome, StepKind, Trip};
 use estoppel_model::{EntityId, Limit, Subject};
 
 use crate::{
     audit,
-    breaker::{Call, Ended, Outcome, StepKind, Trip},
     denied::{Cause, DeniedReason},
+    fingerprint::Call,
     guard::{Mode, Shared},
     in_flight::{Leaving, Notes, Running},
     step::StepSpec,
@@ -38,7 +39,10 @@ impl Shared {
             return may_change;
         }
         let subject = &running.subject;
-        let entry = self.breakers.enter(subject, kind(running), &limit, running.began, refuses);
+        let entry = self.breakers.enter(subject, kind(running), &limit, running.began);
+        if entry.next_look_changed {
+            self.look_changed.notify_one();
+        }
         if let Some(holder) = entry.holder {
             running.counts_in(holder);
         }

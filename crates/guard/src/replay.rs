@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
+use estoppel_link::breaker::{Account, Ended, Outcome, StepKind};
 use estoppel_model::{AuditEvent, Boottime, Excess, LIMIT_ACTION, Limit, Timestamp, Untrusted};
 use serde::Deserialize;
 
-use crate::breaker::{Account, Call, Ended, Fingerprints, Outcome, StepKind};
+use crate::fingerprint::{Call, Fingerprints};
 
 /// Where a task of the past would have been stopped.
 #[derive(Debug, Clone, Copy, PartialEq)]

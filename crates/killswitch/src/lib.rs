@@ -7,6 +7,7 @@
 //! - [`break_glass`]: the one way to go on without, signed and short.
 //! - [`enforcer::Enforcer`] and [`server::Switch`]: the two sides, `step(input, now) → effects`.
 //!   Everything else only drives them, the simulation does, too.
+//! - [`breaker`]: what each task has done, and which is over a bound, for whoever counts steps.
 //! - [`invariant`]: the registry of what must hold, and what checks it while both run.
 //!
 //! Absent here: sockets, files, clocks, keys. Time comes in with each input, signatures are checked
@@ -25,6 +26,7 @@ mod tests;
 mod verdicts;
 
 pub mod break_glass;
+pub mod breaker;
 pub mod enforcer;
 pub mod frame;
 pub mod invariant;

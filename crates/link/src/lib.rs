@@ -23,7 +23,7 @@ mod view;
 pub use config::{LinkConfig, LinkError, OnLost, WorkInFlight};
 pub use connection::reconnect_pause;
 pub use estoppel_api::{Trust, TrustError};
-pub use estoppel_killswitch::{Rate, TooSoon, canary_of, frame, reaches};
+pub use estoppel_killswitch::{Rate, TooSoon, breaker, canary_of, frame, reaches};
 pub use handle::{Link, LinkEvent, LinkStatus, LocalHalt};
 pub use spool::SpoolError;
 pub use upload::{EventBuffer, UploadConfig, UploadError, UploadStatus, Uploader, WhenFull};

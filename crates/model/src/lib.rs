@@ -27,7 +27,7 @@ pub use event::{
 pub use id::{
     Actor, EnforcerId, EntityId, Id, IdError, IncidentId, IncidentNumber, OrderId, RunId, named,
 };
-pub use limit::{Breaker, Excess, LIMIT_ACTION, Limit};
+pub use limit::{Breaker, Excess, GATEWAY_ENFORCER, LIMIT_ACTION, Limit};
 pub use order::{
     Destination, DestinationError, Order, OrderBody, OrderError, REASON_BYTES_MAX, SignedOrder,
 };

@@ -8,14 +8,19 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The `action` of the audit event by which a guard tells that a task is over a bound. Its
+/// The `action` of the audit event by which an enforcer tells that a task is over a bound. Its
 /// `attributes` hold the [`Excess`] as `limit`; its `decision` is `denied` where the task was stopped.
 pub const LIMIT_ACTION: &str = "estoppel.limit";
 
+/// What such an event's `attributes` hold as `enforcer` where a gateway tells it, which counts requests
+/// and tunnels and knows no steps.
+pub const GATEWAY_ENFORCER: &str = "gateway";
+
 /// Bounds on what a subject may do; absent means unbounded.
 ///
-/// Those that count, count for each task of the subject (without a task, each session) in the
-/// process of its guard.
+/// Those that count, count for each task of the subject (without a task, each session, without either,
+/// each agent) in the process of its guard; steps, time and calls at once at its gateway, too, where
+/// each request or tunnel is a step and a call.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limit {

@@ -304,3 +304,64 @@ fn a_dead_server_ends_what_flows_and_loses_no_row() {
     assert_eq!(rows.first().map(String::as_str), Some("blocked"), "{rows:?}");
     sent(&server, "s1", gateway.sink.bytes());
 }
+
+/// Row R5: a session that has no guard runs over a limit at its gateway: what it has open is cut, the server
+/// is told, opens a runaway incident and halts the session everywhere; another session goes on, and a
+/// lead's release lets this one begin anew.
+#[test]
+fn a_session_without_a_guard_that_runs_away_is_stopped_at_its_gateway() {
+    let server = Server::start();
+    let gateway = Shared::start(&server);
+    let (one, two) = (Shared::credential(&server, "one"), Shared::credential(&server, "two"));
+    let limited = server.cli(&[
+        "limit",
+        "session:one",
+        "--steps",
+        "3",
+        "--reason",
+        "it may not go on forever",
+    ]);
+    assert!(limited.status.success(), "{limited:?}");
+    let mut upload = gateway.upload(&one, "evil.example");
+    let refused = wait_for("the limit at the gateway", || {
+        let (status, body) = gateway.get(&one, "good.example");
+        (status == 403).then_some(body)
+    });
+    upload.is_cut();
+    let refused: Value = serde_json::from_str(&refused).unwrap();
+    assert_eq!(refused["type"], "urn:estoppel:problem:limit-exceeded", "{refused}");
+    assert_eq!(
+        (&refused["limit"]["breaker"], &refused["limit"]["max"]),
+        (&json!("steps"), &json!(3.0))
+    );
+
+    let runaways = || {
+        let incidents = server.admin("GET", "/v1/incidents", &Value::Null).1;
+        incidents.as_array().unwrap().iter().filter(|it| it["kind"] == "runaway").count()
+    };
+    wait_for("the incident", || (runaways() > 0).then_some(()));
+    wait_for("the playbook's halt and limits", || {
+        let runs = server.admin("GET", "/v1/runs", &Value::Null).1;
+        let steps = runs[0]["steps"].as_array()?;
+        steps.iter().any(|it| it["action"] == "limit" && it["state"] == "done").then_some(())
+    });
+    let state = server.admin("GET", "/kill-switch?scope=session:one", &Value::Null).1;
+    let reason = state["halts"][0]["reason"].as_str().unwrap();
+    for part in
+        ["session one ran away: ", " of at most 3, as its gateway counts requests and tunnels"]
+    {
+        assert!(reason.contains(part), "{reason}");
+    }
+    let halts = state["halts"].as_array().unwrap();
+    wait_for("the order in the refusal", || {
+        let refused: Value = serde_json::from_str(&gateway.get(&one, "good.example").1).unwrap();
+        assert_eq!(refused["limit"]["breaker"], "steps", "{refused}");
+        halts.iter().any(|halt| halt["id"] == refused["order"]["id"]).then_some(())
+    });
+    assert_eq!(gateway.get(&two, "good.example").0, 200, "the other session goes on");
+
+    let released = server.cli(&["release", "session:one", "--reason", "it was looked at"]);
+    assert!(released.status.success(), "{released:?}");
+    wait_for("the release", || (gateway.get(&one, "good.example").0 == 200).then_some(()));
+    assert_eq!(runaways(), 1, "it was told once");
+}

@@ -12,18 +12,29 @@ use std::{
 };
 
 use estoppel_extract::{Host, HostPort};
-use estoppel_link::Refusal;
+use estoppel_link::{
+    Refusal,
+    breaker::{Holder, Trip},
+};
 use estoppel_model::{Boottime, Clock, FlowVerdict, NetworkEvent, Order, Timestamp, Untrusted};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Authority, Source, policy::Listing, wire::Wire};
+use super::judge::Judge;
+use crate::{Source, policy::Listing, wire::Wire};
 
 /// Why a flow was ended by the gateway.
 #[derive(Debug, Clone)]
 pub(crate) enum Cause {
     /// An order reaches it.
     Order(Arc<Order>),
+    /// Its task is over a limit.
+    Limit {
+        /// Which.
+        trip: Arc<Trip>,
+        /// The order by which it is halted, too.
+        order: Option<Arc<Order>>,
+    },
     /// No lease holds.
     Refused(Refusal),
     /// The allowlist no longer lists its destination.
@@ -51,7 +62,7 @@ pub(crate) struct Flow {
     pub(crate) listing: Listing,
     host: String,
     protocol: &'static str,
-    authority: Arc<dyn Authority>,
+    judge: Arc<Judge>,
     started: Boottime,
     client: Wire,
     upstream: OnceLock<Wire>,
@@ -61,6 +72,8 @@ pub(crate) struct Flow {
     received: AtomicU64,
     last_sent_at: AtomicI64,
     active_at: AtomicU64,
+    /// Whose account it counts in; absent until it does.
+    holder: OnceLock<Holder>,
     reported: Mutex<(u64, u64)>,
     cause: OnceLock<Cause>,
     verdict: OnceLock<FlowVerdict>,
@@ -72,7 +85,7 @@ pub(crate) struct Flow {
 
 impl Flow {
     pub(crate) fn new(
-        authority: Arc<dyn Authority>,
+        judge: Arc<Judge>,
         source: Arc<Source>,
         target: HostPort,
         protocol: &'static str,
@@ -87,7 +100,7 @@ impl Flow {
             listing,
             host,
             protocol,
-            authority,
+            judge,
             started: now,
             client,
             upstream: OnceLock::new(),
@@ -96,6 +109,7 @@ impl Flow {
             received: AtomicU64::new(0),
             last_sent_at: AtomicI64::new(0),
             active_at: AtomicU64::new(now.as_nanos()),
+            holder: OnceLock::new(),
             reported: Mutex::new((0, 0)),
             cause: OnceLock::new(),
             verdict: OnceLock::new(),
@@ -104,12 +118,13 @@ impl Flow {
         }
     }
 
-    /// Why the flow may not go on, by the orders and the lease at this moment.
+    /// Why the flow may not go on, by the orders, the lease and its task's limits at this moment.
     pub(crate) fn refusal(&self) -> Option<Cause> {
-        let Self { authority, source, host, target, .. } = self;
-        if let Err(refusal) = authority.check(&source.subject) {
-            return Some(refusal.into());
+        let Self { judge, source, host, target, .. } = self;
+        if let Some(cause) = judge.refusal(&source.subject) {
+            return Some(cause);
         }
+        let authority = &judge.authority;
         authority
             .blocked(&source.subject, host, target.port)
             .or_else(|| {
@@ -121,7 +136,8 @@ impl Flow {
 
     /// Why another host on the same port may not be reached: a server name in a tunnel.
     pub(crate) fn refusal_of(&self, host: &Host) -> Option<Cause> {
-        self.authority
+        self.judge
+            .authority
             .blocked(&self.source.subject, &host.to_string(), self.target.port)
             .map(Cause::Order)
     }
@@ -159,9 +175,20 @@ impl Flow {
     /// The order that ended the flow, if one did.
     pub(crate) fn ended_by(&self) -> Option<&Arc<Order>> {
         match self.cause.get() {
-            Some(Cause::Order(order)) => Some(order),
+            Some(Cause::Order(order) | Cause::Limit { order: Some(order), .. }) => Some(order),
             _ => None,
         }
+    }
+
+    /// Notes whose account the flow counts in.
+    pub(crate) fn counts_in(&self, holder: Holder) {
+        // A flow counts once.
+        let _ = self.holder.set(holder);
+    }
+
+    /// Whose account the flow counts in.
+    pub(crate) fn holder(&self) -> Option<&Holder> {
+        self.holder.get()
     }
 
     /// Whether the gateway cut the flow.

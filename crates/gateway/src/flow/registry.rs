@@ -11,17 +11,19 @@ use std::{
 
 use arc_swap::ArcSwap;
 use estoppel_extract::HostPort;
-use estoppel_link::{TooSoon, frame::Settlement};
+use estoppel_link::{breaker::Breakers, frame::Settlement};
 use estoppel_model::{Clock, Event, FlowVerdict, NetworkEvent, OrderId, Timestamp, Untrusted};
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use super::{
+    judge::Judge,
     open::{Cause, Flow, row_of},
     rates::Rates,
 };
 use crate::{
     Authority, Source,
-    policy::{Listing, Policy},
+    policy::{Listing, Mode, Policy},
     wire::Wire,
 };
 
@@ -62,10 +64,14 @@ struct State {
 
 /// All flows that are open.
 pub(crate) struct Flows {
-    authority: Arc<dyn Authority>,
-    clock: Arc<dyn Clock>,
+    pub(super) judge: Arc<Judge>,
+    pub(super) clock: Arc<dyn Clock>,
     policy: ArcSwap<Policy>,
-    rates: Rates,
+    pub(super) rates: Rates,
+    /// A flow that counted has left: there may be room for another.
+    pub(super) left: Notify,
+    /// When tasks are to be looked at has changed.
+    pub(super) look_changed: Notify,
     state: Mutex<State>,
     judged: AtomicU64,
     refused: AtomicU64,
@@ -87,11 +93,15 @@ impl Flows {
         clock: Arc<dyn Clock>,
         policy: Policy,
     ) -> Self {
+        let breakers = Breakers::default();
+        breakers.set_observes(policy.mode == Mode::Observe);
         Self {
-            authority,
+            judge: Arc::new(Judge { authority, breakers }),
             clock,
             policy: ArcSwap::from_pointee(policy),
             rates: Rates::default(),
+            left: Notify::new(),
+            look_changed: Notify::new(),
             state: Mutex::default(),
             judged: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -106,7 +116,7 @@ impl Flows {
     }
 
     pub(crate) fn authority(&self) -> &Arc<dyn Authority> {
-        &self.authority
+        &self.judge.authority
     }
 
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
@@ -123,6 +133,8 @@ impl Flows {
         // A flow is registered under the lock that `all` takes, so it has seen this policy or is
         // among these.
         let policy = self.policy();
+        self.judge.breakers.set_observes(policy.mode == Mode::Observe);
+        self.look_changed.notify_one();
         for flow in self.all() {
             if policy.judge(&flow.target.host, flow.target.port) == Listing::Blocked {
                 flow.end(Cause::Policy);
@@ -141,26 +153,14 @@ impl Flows {
         self.judged.fetch_add(1, Relaxed);
         let mut state = self.state();
         let listing = self.policy.load().judge(&target.host, target.port);
-        let authority = Arc::clone(&self.authority);
+        let judge = Arc::clone(&self.judge);
         let now = self.clock.boottime();
-        let flow = Arc::new(Flow::new(authority, source, target, protocol, listing, client, now));
+        let flow = Arc::new(Flow::new(judge, source, target, protocol, listing, client, now));
         state.next += 1;
         let id = state.next;
         state.open.insert(id, Arc::clone(&flow));
         drop(state);
         FlowGuard { id, flow, flows: Arc::clone(self) }
-    }
-
-    /// Counts a flow that nothing else refuses, where a limit bounds how many there may be.
-    ///
-    /// # Errors
-    /// When it comes too soon behind others.
-    pub(crate) fn count(&self, flow: &Flow) -> Result<(), TooSoon> {
-        let subject = &flow.source.subject;
-        let Some(per_minute) = self.authority.limit(subject).requests_per_minute else {
-            return Ok(());
-        };
-        self.rates.take(subject, &flow.target, per_minute, self.clock.boottime())
     }
 
     /// Records a request that was refused before it was known where it goes, or who sends.
@@ -178,7 +178,7 @@ impl Flows {
     }
 
     fn record(&self, row: NetworkEvent) {
-        self.authority.record(Event::Network(Box::new(row)));
+        self.judge.authority.record(Event::Network(Box::new(row)));
     }
 
     /// Writes a row for a flow now.
@@ -193,11 +193,11 @@ impl Flows {
         }
     }
 
-    fn all(&self) -> Vec<Arc<Flow>> {
+    pub(super) fn all(&self) -> Vec<Arc<Flow>> {
         self.state().open.values().cloned().collect()
     }
 
-    /// Cuts every flow that the orders and the lease no longer let go on.
+    /// Cuts every flow that the orders, the lease and the limits no longer let go on.
     pub(crate) fn enforce(&self) {
         for flow in self.all() {
             if let Some(cause) = flow.refusal() {
@@ -248,7 +248,7 @@ impl Flows {
     }
 
     /// Forgets cuts of orders that have ended.
-    pub(crate) fn forget(&self, orders: &[OrderId]) {
+    pub(super) fn forget(&self, orders: &[OrderId]) {
         let mut state = self.state();
         for order in orders {
             state.tallies.remove(order);
@@ -283,6 +283,7 @@ impl FlowGuard {
 impl Drop for FlowGuard {
     fn drop(&mut self) {
         let Self { id, flow, flows } = self;
+        flows.uncount(flow);
         let row = flow.row(flows.clock.now(), flows.clock.boottime());
         match row.verdict {
             Some(FlowVerdict::Cut) => flows.cut.fetch_add(1, Relaxed),

@@ -242,13 +242,18 @@ async fn a_limit_bounds_the_requests_of_each_minute() {
         ("model.example:443", sink.address),
     ]))
     .await;
-    let limit = Limit { requests_per_minute: Some(2), steps_max: Some(9), ..Limit::default() };
+    let limit = Limit {
+        requests_per_minute: Some(2),
+        steps_max: Some(9),
+        cost_usd_max: Some(5.0),
+        ..Limit::default()
+    };
     let order = harness.limit(&format!("session:{SESSION}"), limit).await;
     let status = harness.status_when(order, |status| status.settled == 1).await;
     assert_eq!(
         status.enforcers[0].settlement["containment"],
-        "2 requests each minute to each destination, a tunnel as one request; a gateway does not \
-         enforce steps_max 9"
+        "2 requests each minute to each destination, a tunnel as one request; steps_max 9, a request or \
+         a tunnel as one step and one call; a gateway does not enforce cost_usd_max 5"
     );
     for _ in 0..2 {
         assert!(harness.fetch("model.example").await.starts_with("HTTP/1.1 200"));

@@ -27,8 +27,8 @@ use estoppel_link::{
     frame::{EnforcerKind, Outcome, Settlement},
 };
 use estoppel_model::{
-    EntityId, Event, FlowVerdict, Limit, NetworkEvent, Order, OrderId, Scope, Secret, Subject,
-    SystemClock, Untrusted,
+    AuditEvent, EntityId, Event, FlowVerdict, Limit, NetworkEvent, Order, OrderId, Scope, Secret,
+    Subject, SystemClock, Untrusted,
 };
 use estoppel_server::{Running, Server, ServerConfig};
 use tokio::{
@@ -42,7 +42,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 /// Longest wait for anything in these tests: an event that does not come is a failure, not a delay.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The session of the agent behind a [`Harness::start`]ed gateway.
 pub(crate) const SESSION: &str = "abc123";
@@ -54,6 +54,7 @@ pub(crate) const REASON: &str = "suspected prompt injection";
 pub(crate) struct Tap {
     link: LinkAuthority,
     rows: Mutex<Vec<NetworkEvent>>,
+    audits: Mutex<Vec<AuditEvent>>,
     settlements: Mutex<Vec<(OrderId, Settlement)>>,
     outcomes: Mutex<Vec<Outcome>>,
     version: watch::Sender<u64>,
@@ -74,6 +75,7 @@ impl Tap {
         Self {
             link: LinkAuthority::new(link),
             rows: Mutex::default(),
+            audits: Mutex::default(),
             settlements: Mutex::default(),
             outcomes: Mutex::default(),
             version: watch::Sender::new(0),
@@ -86,6 +88,14 @@ impl Tap {
 
     pub(crate) fn rows(&self) -> Vec<NetworkEvent> {
         lock(&self.rows).clone()
+    }
+
+    /// Waits for so many records of limits that tasks came to be over; returns all that there are.
+    pub(crate) async fn audits(&self, count: usize) -> Vec<AuditEvent> {
+        let mut version = self.version.subscribe();
+        let waiting = version.wait_for(|_| lock(&self.audits).len() >= count);
+        timeout(PATIENCE, waiting).await.unwrap().unwrap();
+        lock(&self.audits).clone()
     }
 
     /// Waits until the rows are as expected.
@@ -156,8 +166,10 @@ impl Authority for Tap {
 
     fn record(&self, event: Event) {
         self.link.record(event.clone());
-        let Event::Network(row) = event else { panic!("{event:?}") };
-        lock(&self.rows).push(*row);
+        match event {
+            Event::Network(row) => lock(&self.rows).push(*row),
+            Event::Audit(record) => lock(&self.audits).push(*record),
+        }
         self.changed();
     }
 }

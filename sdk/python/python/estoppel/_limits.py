@@ -18,8 +18,7 @@ class Limits:
     that is over a bound is stopped in this process at once, whether or not a server answers. Of these and
     of what ``limit`` orders say the stricter holds, bound by bound. ``None``: unbounded.
 
-    A task is what the session names as one; without a task, the session; steps with neither count
-    together.
+    A task is what the session names as one; without a task, the session; without either, the agent.
     """
 
     requests_per_minute: int | None = None

@@ -12,10 +12,10 @@ use super::cycle::Cycles;
 
 /// What a task has done so far.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Account {
+pub struct Account {
     began: Option<Boottime>,
     /// When something was last done to it.
-    pub(crate) touched: Boottime,
+    pub(super) touched: Boottime,
     steps: u64,
     /// In billionths of a dollar: a sum of doubles is over a budget that it has just reached.
     cost_nano: u64,
@@ -30,7 +30,7 @@ pub(crate) struct Account {
 
 /// What kind of step it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StepKind {
+pub enum StepKind {
     /// A call of a tool.
     Call,
     /// Anything else, such as a model call.
@@ -39,17 +39,20 @@ pub(crate) enum StepKind {
 
 /// What a step came to.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Outcome {
-    pub(crate) ended: Ended,
-    pub(crate) cost_usd: f64,
-    pub(crate) tokens: u64,
+pub struct Outcome {
+    /// How it ended.
+    pub ended: Ended,
+    /// In US dollars.
+    pub cost_usd: f64,
+    /// Into models and out.
+    pub tokens: u64,
     /// Of a call, its arguments and its result; `None` where the result is not known.
-    pub(crate) fingerprint: Option<u64>,
+    pub fingerprint: Option<u64>,
 }
 
 /// How a step ended, as far as bounds are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub enum Ended {
     /// Without an error.
     Well,
     /// With one, or given up by its caller.
@@ -63,12 +66,7 @@ impl Account {
     ///
     /// # Errors
     /// When the task is over a bound, or would be with this step.
-    pub(crate) fn enter(
-        &mut self,
-        kind: StepKind,
-        limit: &Limit,
-        now: Boottime,
-    ) -> Result<(), Excess> {
+    pub fn enter(&mut self, kind: StepKind, limit: &Limit, now: Boottime) -> Result<(), Excess> {
         if let Some(excess) = self.judge(limit, now) {
             return Err(excess);
         }
@@ -83,7 +81,7 @@ impl Account {
     }
 
     /// A step begins, whatever the bounds say.
-    pub(crate) fn count(&mut self, kind: StepKind, now: Boottime) {
+    pub(super) fn count(&mut self, kind: StepKind, now: Boottime) {
         self.began.get_or_insert(now);
         self.touched = now;
         self.steps = self.steps.saturating_add(1);
@@ -92,7 +90,7 @@ impl Account {
     }
 
     /// A step that was counted has ended. Returns what the task is over, now that it has.
-    pub(crate) fn leave(
+    pub fn leave(
         &mut self,
         kind: StepKind,
         outcome: &Outcome,
@@ -121,7 +119,7 @@ impl Account {
     }
 
     /// What the task is over, apart from what only a further step can be over.
-    pub(crate) fn judge(&self, limit: &Limit, now: Boottime) -> Option<Excess> {
+    pub(super) fn judge(&self, limit: &Limit, now: Boottime) -> Option<Excess> {
         let clock = limit.wall_clock_ms_max.and_then(|max| {
             let elapsed = now.since(self.began?);
             (elapsed > Duration::from_millis(max)).then(|| {
@@ -152,18 +150,24 @@ impl Account {
             .or(clock)
     }
 
+    /// Whether as many of this kind are under way as may be.
+    pub(super) fn is_full(&self, kind: StepKind, limit: &Limit) -> bool {
+        kind == StepKind::Call
+            && limit.concurrency_max.is_some_and(|max| self.calls_running >= u64::from(max))
+    }
+
     /// When the task's time is over.
-    pub(crate) fn time_is_over_at(&self, limit: &Limit) -> Option<Boottime> {
+    pub(super) fn time_is_over_at(&self, limit: &Limit) -> Option<Boottime> {
         Some(self.began? + Duration::from_millis(limit.wall_clock_ms_max?.saturating_add(1)))
     }
 
     /// Whether no step of it is under way.
-    pub(crate) const fn is_idle(&self) -> bool {
+    pub(super) const fn is_idle(&self) -> bool {
         self.running == 0
     }
 
     /// Begins anew; what is under way still is.
-    pub(crate) fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         let Self { touched, running, calls_running, .. } = *self;
         *self = Self { touched, running, calls_running, ..Self::default() };
     }

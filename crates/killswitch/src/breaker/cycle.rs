@@ -5,11 +5,11 @@
 //! before: eight fingerprints and eight counters, however long the task runs.
 
 /// Longest cycle that is seen, in calls.
-pub(crate) const PERIOD_MAX: usize = 8;
+pub(super) const PERIOD_MAX: usize = 8;
 
 /// What is remembered of a task's calls.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Cycles {
+pub(super) struct Cycles {
     /// The last calls, the latest at `calls - 1` modulo the length.
     last: [u64; PERIOD_MAX],
     /// How many calls there were.
@@ -20,16 +20,16 @@ pub(crate) struct Cycles {
 
 /// A cycle and how often in a row it was gone through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Cycle {
+pub(super) struct Cycle {
     /// How many calls it has.
-    pub(crate) period: u8,
+    pub(super) period: u8,
     /// How often it was gone through, whole.
-    pub(crate) times: u64,
+    pub(super) times: u64,
 }
 
 impl Cycles {
     /// Takes in a call with its result.
-    pub(crate) fn call(&mut self, fingerprint: u64) {
+    pub(super) fn call(&mut self, fingerprint: u64) {
         for (period, run) in (1_u64..).zip(&mut self.runs) {
             let same = self.calls >= period
                 && self.last.get(place(self.calls - period)) == Some(&fingerprint);
@@ -42,12 +42,12 @@ impl Cycles {
     }
 
     /// A call came to something that is not known: whatever was a circle is none any more.
-    pub(crate) fn broken(&mut self) {
+    pub(super) fn broken(&mut self) {
         *self = Self::default();
     }
 
     /// What was gone through most often up to the latest call; of several, the shortest.
-    pub(crate) fn worst(&self) -> Cycle {
+    pub(super) fn worst(&self) -> Cycle {
         let mut worst = Cycle { period: 1, times: 0 };
         for (period, run) in (1_u8..).zip(&self.runs) {
             let times =

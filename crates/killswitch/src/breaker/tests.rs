@@ -31,7 +31,7 @@ fn halt(scope: &str) -> Order {
 
 /// Takes one step from its beginning to its end.
 fn take(breakers: &Breakers, subject: &Subject, limit: &Limit) -> Result<(), Excess> {
-    let entry = breakers.enter(subject, StepKind::Call, limit, NOW, true);
+    let entry = breakers.enter(subject, StepKind::Call, limit, NOW);
     let Some(holder) = entry.holder else { return Err(entry.trip.unwrap().excess) };
     match breakers.leave(&holder, subject, StepKind::Call, &well(), limit, NOW) {
         None => Ok(()),
@@ -93,6 +93,79 @@ fn a_trip_ends_by_the_release_of_a_halt_and_by_nothing_else() {
     assert!(breakers.tripped(&subject).is_none());
 }
 
+/// R5: a released task begins anew in every enforcer that counts it, also where it was not over a bound.
+#[test]
+fn a_release_lets_begin_anew_who_was_not_tripped_here() {
+    let breakers = Breakers::default();
+    let subject = task("a");
+    take(&breakers, &subject, &steps(2)).unwrap();
+    take(&breakers, &subject, &steps(2)).unwrap();
+    let halt = halt("task:a");
+    breakers.halted(&halt);
+    breakers.released(&[halt.id]);
+    take(&breakers, &subject, &steps(2)).unwrap();
+    take(&breakers, &subject, &steps(2)).unwrap();
+    take(&breakers, &subject, &steps(2)).unwrap_err();
+}
+
+/// R5: what names neither task nor session counts by its agent, and begins anew by the release of
+/// whatever halts it.
+#[test]
+fn an_agent_without_tasks_counts_for_itself() {
+    let agent = |id: &str| Subject { agent: Some(id.parse().unwrap()), ..Subject::default() };
+    for scope in ["agent:a", "global"] {
+        let breakers = Breakers::default();
+        take(&breakers, &agent("a"), &steps(0)).unwrap_err();
+        take(&breakers, &agent("b"), &steps(1)).unwrap();
+        take(&breakers, &Subject::default(), &steps(1)).unwrap();
+        let halt = halt(scope);
+        breakers.halted(&halt);
+        breakers.released(&[halt.id]);
+        assert!(breakers.tripped(&agent("a")).is_none(), "{scope}");
+    }
+}
+
+/// R5: while as many are under way as may be, one more need not trip the task at once.
+#[test]
+fn one_more_may_wait_for_room() {
+    let breakers = Breakers::default();
+    let limit = Limit { concurrency_max: Some(1), steps_max: Some(2), ..Limit::default() };
+    let enter = |subject: &Subject| breakers.enter_if_room(subject, StepKind::Call, &limit, NOW);
+    let holder = enter(&task("a")).unwrap().holder.unwrap();
+    assert!(enter(&task("a")).is_none());
+    assert!(enter(&task("b")).unwrap().holder.is_some(), "another task has room");
+    let other = breakers.enter_if_room(&task("a"), StepKind::Other, &limit, NOW).unwrap();
+    assert!(other.holder.is_some(), "what is no call needs no room");
+    breakers.leave(&holder, &task("a"), StepKind::Call, &well(), &limit, NOW);
+    let entry = enter(&task("a")).unwrap();
+    assert_eq!(entry.trip.unwrap().excess.breaker, Breaker::Steps, "room is not all that it needs");
+    assert!(!enter(&task("a")).unwrap().is_new, "a stopped task waits for nothing");
+}
+
+/// R5: who observes counts what is over a bound and says so once; from when it is to be stopped, it is.
+#[test]
+fn what_was_only_observed_is_stopped_from_then_on() {
+    let breakers = Breakers::default();
+    take(&breakers, &task("stopped"), &steps(0)).unwrap_err();
+    breakers.set_observes(true);
+    let subject = task("a");
+    let enter = |limit: &Limit| breakers.enter(&subject, StepKind::Call, limit, NOW);
+    let first = enter(&steps(0));
+    assert!(first.holder.is_some() && first.is_new && !first.trip.unwrap().stops);
+    let second = enter(&steps(0));
+    assert!(second.holder.is_some() && !second.is_new);
+    assert!(breakers.tripped(&task("stopped")).unwrap().stops, "what was stopped stays so");
+    breakers.set_observes(true);
+    assert!(breakers.tripped(&subject).is_some());
+    breakers.set_observes(false);
+    assert!(breakers.tripped(&subject).is_none());
+    assert_eq!(breakers.next_look(), Some(Boottime::default()));
+    let trip = breakers.look(&first.holder.unwrap(), &subject, &steps(0), NOW).unwrap();
+    assert!(trip.stops && trip.excess.value == 2.0);
+    assert!(enter(&steps(0)).holder.is_none());
+    assert!(breakers.tripped(&task("stopped")).is_some());
+}
+
 /// R5: a bound that becomes stricter holds from the next look on, and looser ones loosen.
 #[test]
 fn bounds_may_change_while_a_task_runs() {
@@ -101,7 +174,7 @@ fn bounds_may_change_while_a_task_runs() {
     for _ in 0..3 {
         take(&breakers, &subject, &steps(10)).unwrap();
     }
-    let entry = breakers.enter(&subject, StepKind::Other, &steps(100), NOW, true);
+    let entry = breakers.enter(&subject, StepKind::Other, &steps(100), NOW);
     let holder = entry.holder.unwrap();
     assert_eq!(breakers.look(&holder, &subject, &steps(4), NOW), None);
     let trip = breakers.look(&holder, &subject, &steps(3), NOW).unwrap();
@@ -116,7 +189,7 @@ fn time_is_looked_at_when_it_is_over() {
     let limit = |ms| Limit { wall_clock_ms_max: Some(ms), ..Limit::default() };
     let (long, short) = (task("long"), task("short"));
     let enter = |subject: &Subject, limit: &Limit| {
-        breakers.enter(subject, StepKind::Other, limit, NOW, true).holder.unwrap()
+        breakers.enter(subject, StepKind::Other, limit, NOW).holder.unwrap()
     };
     assert_eq!(breakers.next_look(), None);
     let long_holder = enter(&long, &limit(5_000));
@@ -146,7 +219,7 @@ fn the_concurrency_limit_holds_under_200_threads() {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 start.wait();
-                let entry = breakers.enter(&task("a"), StepKind::Call, &limit, NOW, true);
+                let entry = breakers.enter(&task("a"), StepKind::Call, &limit, NOW);
                 trips.fetch_add(usize::from(entry.is_new), Relaxed);
                 if entry.holder.is_some() {
                     peak.fetch_max(now.fetch_add(1, Relaxed) + 1, Relaxed);
@@ -166,7 +239,7 @@ fn the_concurrency_limit_holds_under_200_threads() {
 fn what_is_idle_is_forgotten_and_what_is_tripped_is_not() {
     let breakers = Breakers::default();
     take(&breakers, &task("tripped"), &steps(0)).unwrap_err();
-    let entry = breakers.enter(&task("running"), StepKind::Call, &steps(9), NOW, true);
+    let entry = breakers.enter(&task("running"), StepKind::Call, &steps(9), NOW);
     assert!(entry.holder.is_some());
     for n in 0..ACCOUNTS_MAX * 2 {
         take(&breakers, &task(&format!("t{n}")), &steps(9)).unwrap();
