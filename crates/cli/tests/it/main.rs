@@ -27,6 +27,7 @@ mod hosted;
 mod kill_switch;
 mod logs;
 mod metrics;
+mod ledger;
 mod outage;
 mod packaging;
 mod pages;
