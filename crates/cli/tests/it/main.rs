@@ -27,7 +27,7 @@ mod hosted;
 mod kill_switch;
 mod logs;
 mod metrics;
-mod ledger;
+mod openapi;
 mod outage;
 mod packaging;
 mod pages;
