@@ -1,6 +1,6 @@
 //! `halt`, `release`, `kill-task`, `block`, `limit`.
 
-use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use estoppel_api::{
     ApproveReleaseRequest, BlockRequest, Client, Durable, HaltAccepted, HaltRequest, LimitRequest,
@@ -27,16 +27,14 @@ pub(crate) async fn halt(args: HaltArgs, connect: &Connect, output: &Output) -> 
     let mut request = HaltRequest::new(scope, args.reason.unwrap_or_default());
     request.until = args.until;
     let accepted = send(&client, &request, output).await?;
-    // After the stop, never before it.
-    if plan::is_wide(&request.scope) && std::io::stderr().is_terminal() && !output.is_json() {
-        plan::afterwards(&client, request.scope, output).await;
-    }
-    if args.wait {
-        return super::wait::wait(&client, &accepted, Duration::from_secs(args.timeout), output)
-            .await;
-    }
-    output.answer(&accepted, said)?;
-    Ok(ExitCode::SUCCESS)
+    let code = if args.wait {
+        super::wait::wait(&client, &accepted, Duration::from_secs(args.timeout), output).await?
+    } else {
+        output.answer(&accepted, said)?;
+        ExitCode::SUCCESS
+    };
+    plan::afterwards(&client, request.scope, output).await;
+    Ok(code)
 }
 
 /// `estoppel kill-task` (row K10).
@@ -45,6 +43,7 @@ pub(crate) async fn kill_task(args: KillTaskArgs, connect: &Connect, output: &Ou
     let accepted = send(&connect.client()?, &request, output).await?;
     output.answer(&accepted, said)?;
     Ok(ExitCode::SUCCESS)
+    plan::afterwards(&client, request.scope, output).await;
 }
 
 /// Sends a halt; once more, under the same id, when the connection broke.
