@@ -25,6 +25,7 @@ mod health;
 mod hooks;
 mod hosted;
 mod kill_switch;
+mod incidents;
 mod logs;
 mod metrics;
 mod openapi;
