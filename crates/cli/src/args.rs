@@ -5,6 +5,8 @@ mod hooks;
 mod orders;
 mod processes;
 mod records;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use std::path::PathBuf;
@@ -27,6 +29,9 @@ pub(crate) use self::{
     tokens::{BreakGlassCommand, Expiry, TokenCommand},
 };
 
+/// Stands above what each command takes, behind what is its own.
+const COMMON: &str = "Options of each command";
+
 /// Stops AI agents, proves that they stopped, and keeps the evidence.
 #[derive(Debug, Parser)]
 #[command(
@@ -43,10 +48,10 @@ Examples:
 )]
 pub(crate) struct Args {
     /// Print one JSON document on standard output
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = COMMON)]
     pub json: bool,
     /// What to log to standard error, such as `info` or `estoppel_gateway=debug`
-    #[arg(long, global = true, env = "ESTOPPEL_LOG", value_name = "FILTER")]
+    #[arg(long, global = true, env = "ESTOPPEL_LOG", value_name = "FILTER", help_heading = COMMON)]
     pub log: Option<String>,
     /// How the log is written: one line of text, or one JSON object, for each event
     #[arg(
@@ -54,7 +59,8 @@ pub(crate) struct Args {
         global = true,
         env = "ESTOPPEL_LOG_FORMAT",
         value_name = "FORMAT",
-        default_value = "text"
+        default_value = "text",
+        help_heading = COMMON
     )]
     pub log_format: LogFormat,
     #[command(flatten)]
@@ -75,6 +81,7 @@ pub(crate) enum LogFormat {
 
 /// Which server, and as whom.
 #[derive(Debug, Clone, ClapArgs)]
+#[command(next_help_heading = COMMON)]
 pub(crate) struct Connect {
     /// The server's address
     #[arg(long, global = true, env = "ESTOPPEL_URL", default_value = "http://127.0.0.1:7600")]
@@ -97,9 +104,16 @@ pub(crate) enum Command {
 Examples:
   estoppel serve
   estoppel serve --data /var/lib/estoppel --config /etc/estoppel.toml
-  estoppel serve --redis redis://127.0.0.1:6379     mirror halts to Redis, and take those written there")]
+  estoppel serve --redis redis://127.0.0.1:6379    mirror halts to Redis, and take those from there")]
     Serve(ServeArgs),
     /// Start a gateway: the forward proxy that judges, counts and cuts agents' egress
+    #[command(after_help = "\
+Examples:
+  estoppel gateway --token-file gateway.token
+  estoppel gateway --listen 10.0.0.5:7601 --state /var/lib/estoppel-gateway
+
+Its token has the role enforcer. Agents use it as HTTPS_PROXY, each with a credential of its own:
+`estoppel token gateway`.")]
     Gateway(GatewayArgs),
     /// Run an agent so that it can be frozen, cut off and captured
     #[command(after_help = "\
@@ -152,6 +166,10 @@ Examples:
         command: DrillCommand,
     },
     /// Show halts, enforcers and what is not as it should be
+    #[command(after_help = "\
+Examples:
+  estoppel status
+  estoppel status --halt 0197...     who has confirmed this halt, and who has not")]
     Status(StatusArgs),
     /// Halt one task
     #[command(after_help = "Example:\n  estoppel kill-task --task-id runaway-123")]
@@ -162,14 +180,16 @@ Examples:
     )]
     Block(BlockArgs),
     /// Bound what a scope's tasks may do; a lead releases it by the order's id
-    #[command(
-        after_help = "Example:\n  estoppel limit agent:support --steps 200 --cost 5 --identical 5 --reason 'after IR-2026-014'"
-    )]
+    #[command(after_help = "\
+Examples:
+  estoppel limit agent:support --steps 200 --cost 5 --reason 'after IR-2026-014'
+  estoppel limit tenant:acme --read-only --reason 'nothing is written before the audit'
+  estoppel limit list")]
     Limit(LimitArgs),
     /// Ask the event log
     #[command(after_help = "\
 Example:
-  estoppel sql \"SELECT tool, COUNT(*), SUM(estimated_cost) FROM audit_log WHERE task_id = 't1' GROUP BY tool\"")]
+  estoppel sql \"SELECT tool, COUNT(*) FROM audit_log WHERE task_id = 't1' GROUP BY tool\"")]
     Sql(SqlArgs),
     /// Open, list, show, write into and close incidents
     Incident {
@@ -184,7 +204,8 @@ Examples:
   estoppel evidence verify case.tar --checkpoint checkpoint-from-the-page.txt
   estoppel evidence log 0197...
 
-Each look at evidence is recorded in its custody chain, with who and what for, before it is given out.")]
+Each look at evidence is recorded in its custody chain, with who and what for, before it is given
+out.")]
     Evidence {
         #[command(subcommand)]
         command: EvidenceCommand,
@@ -243,10 +264,20 @@ that were revoked after it was made are good again: revoke them again.")]
         command: ConfigCommand,
     },
     /// Say what this machine and this installation can do, and what is missing
+    #[command(after_help = "\
+Examples:
+  estoppel doctor
+  estoppel doctor --data /var/lib/estoppel --json
+
+Ends with 9 when something must be mended.")]
     Doctor(DoctorArgs),
     /// Watch a hijacked agent being stopped, cut off, preserved and reported, on this machine
     Demo(DemoArgs),
     /// Measure this build, and print JSON
+    #[command(after_help = "\
+Examples:
+  estoppel bench check hook
+  estoppel bench halt --guards 200")]
     Bench(BenchArgs),
     /// Print completions for a shell
     #[command(

@@ -17,7 +17,10 @@ fn main() -> ExitCode {
     if let Some(code) = command::hidden::dispatch() {
         return code;
     }
-    let args = args::Args::parse();
+    let args = match args::Args::try_parse() {
+        Ok(args) => args,
+        Err(wrong) => return output::misuse(&wrong, std::env::args_os().skip(1)),
+    };
     output::start_log(args.log.as_deref(), args.log_format);
     let output = output::Output::new(args.json);
     match command::run(args.command, &args.connect, &output) {

@@ -3,15 +3,19 @@
 //! With `--json` standard output is exactly one JSON document, also of an error. Text of strangers
 //! is printed through [`inline`] alone, so that no escape code of an agent reaches a terminal.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
+use clap::error::ErrorKind;
 use estoppel_model::Untrusted;
 use serde::Serialize;
 use tracing_subscriber::{
     EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
-use crate::{args::LogFormat, error::CommandError};
+use crate::{
+    args::LogFormat,
+    error::{CommandError, Exit},
+};
 
 /// Where a command's answer goes.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +84,38 @@ impl Output {
         }
         failed.exit.into()
     }
+}
+
+/// Prints what is wrong with the arguments, or the help that was asked for, and gives the exit code.
+pub(crate) fn misuse(wrong: &clap::Error, words: impl Iterator<Item = OsString>) -> ExitCode {
+    // What follows `--` is another program's.
+    let json = words.take_while(|word| word != "--").any(|word| word == "--json");
+    if json && wrong.use_stderr() {
+        return Output::new(true).error(&misused(wrong));
+    }
+    // Standard output that is closed cannot be told so.
+    let _ = wrong.print();
+    ExitCode::from(u8::try_from(wrong.exit_code()).unwrap_or(Exit::Usage as u8))
+}
+
+/// The same for scripts: clap's paragraphs, of which the first is the error and tips are hints.
+fn misused(wrong: &clap::Error) -> CommandError {
+    if wrong.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return CommandError::message(Exit::Usage, "a subcommand is missing")
+            .hint("`--help` lists them");
+    }
+    let text = wrong.render().to_string();
+    let line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut paragraphs = text.split("\n\n").map(line);
+    let first = paragraphs.next().unwrap_or_default();
+    let first = first.strip_prefix("error: ").unwrap_or(&first).to_owned();
+    let mut error = CommandError::message(Exit::Usage, first);
+    error.hints.extend(
+        paragraphs
+            .filter(|said| !said.is_empty())
+            .map(|said| said.strip_prefix("tip: ").map_or(said.clone(), str::to_owned)),
+    );
+    error
 }
 
 /// A stranger's text for one line of a terminal.
@@ -164,6 +200,25 @@ mod tests {
         let mut long = Vec::new();
         OneLine(&mut long).write_all(&vec![b'x'; 1 << 20]).unwrap();
         assert!(long.len() < LOG_CHARS_MAX + 8);
+    }
+
+    /// The arguments are a stranger's text, too.
+    #[test]
+    fn wrong_arguments_are_an_error_with_hints() {
+        use clap::Parser as _;
+        let misuse = |words: &[&str]| {
+            misused(&crate::args::Args::try_parse_from(words).map(drop).unwrap_err())
+        };
+        let wrong = misuse(&["estoppel", "halt", "global", "--reson", "r"]);
+        assert_eq!(wrong.exit, Exit::Usage);
+        assert_eq!(wrong.error.to_string(), "unexpected argument '--reson' found");
+        let hints = wrong.hints.join("; ");
+        assert!(hints.contains("a similar argument exists: '--reason'"), "{hints}");
+        assert!(hints.contains("Usage: estoppel halt"), "{hints}");
+        let none = misuse(&["estoppel", "incident"]);
+        assert_eq!(none.error.to_string(), "a subcommand is missing");
+        let several = misuse(&["estoppel", "halt", "--wait", "--plan"]);
+        assert!(!several.error.to_string().contains('\n'), "{}", several.error);
     }
 
     #[test]

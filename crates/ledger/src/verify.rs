@@ -117,10 +117,13 @@ pub fn verify(dir: &Path, given: Option<&Checkpoint>) -> Result<VerifyReport, Le
         findings.add(as_damage(error)?);
     }
 
-    let contradicted = given.is_some() && (!scan.complete || findings.given_contradicted);
+    // A root over what is not there cannot be computed, and so contradicts no checkpoint.
+    let holed = |size: u64| !scan.complete || scan.gap.is_some_and(|gap| gap < size);
     let truncation = match given {
         None => Truncation::CannotBeSeen,
-        Some(_) if contradicted => Truncation::Contradicted,
+        Some(given) if findings.given_contradicted || holed(given.head().size) => {
+            Truncation::Contradicted
+        }
         Some(given) => Truncation::NotBefore { size: given.head().size },
     };
     let whole = scan.complete && scan.gap.is_none();

@@ -8,6 +8,10 @@ use uuid::Uuid;
 #[derive(Debug, Subcommand)]
 pub(crate) enum EvidenceCommand {
     /// List the captures that the vault has, or had
+    #[command(after_help = "\
+Examples:
+  estoppel evidence list
+  estoppel evidence list --incident IR-2026-001")]
     List {
         /// Only those of this incident: IR-YYYY-NNN, or the id
         #[arg(long)]
@@ -117,6 +121,9 @@ Refused while a hold keeps it, or its incident is not closed.")]
         reason: String,
     },
     /// Show who did what with a capture
+    #[command(after_help = "\
+Example:
+  estoppel evidence log 0197...")]
     Log {
         /// The capture
         capture: Uuid,

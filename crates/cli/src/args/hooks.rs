@@ -26,8 +26,18 @@ pub(crate) enum SettingsScope {
 #[derive(Debug, Subcommand)]
 pub(crate) enum HookCommand {
     /// Put the hook into an agent's settings, and prove that it holds
+    #[command(after_help = "\
+Examples:
+  estoppel hook install --for claude-code --plan      show what it would change
+  estoppel hook install --for claude-code --token-file agent.token
+  estoppel hook install --for claude-code --scope project --agent reviewer
+
+Ends with 9 when the hook that it has put in was not proved to hold.")]
     Install(InstallArgs),
     /// Take the hook out of an agent's settings
+    #[command(after_help = "\
+Example:
+  estoppel hook uninstall --for claude-code")]
     Uninstall(SettingsArgs),
     /// Serve the hooks of this user until nobody has asked for a while; hooks start it by themselves
     #[command(hide = true)]

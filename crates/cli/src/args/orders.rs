@@ -62,6 +62,9 @@ Example:
 Ends with 9 when an enforcer did not answer, observes only, or lets the canary through.")]
     KillSwitch,
     /// List the last drills
+    #[command(after_help = "\
+Example:
+  estoppel drill list")]
     List,
 }
 
@@ -83,17 +86,31 @@ pub(crate) struct KillTaskArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-#[group(id = "bounds", multiple = true, required = true, args = [
-    "steps", "wall_clock", "cost", "tokens", "concurrency", "errors", "identical",
-    "requests_per_minute", "read_only", "tenant_validation_strict",
-])]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    override_usage = "\
+estoppel limit <SCOPE>... --reason <REASON> <BOUND>... [OPTIONS]
+       estoppel limit list"
+)]
 pub(crate) struct LimitArgs {
     #[command(subcommand)]
     pub command: Option<LimitCommand>,
     /// For whom
     #[arg(required = true, value_name = "SCOPE", num_args = 1..)]
     pub scope: Vec<Scope>,
+    /// Why
+    #[arg(long, short, required = true)]
+    pub reason: Option<String>,
+    #[command(flatten)]
+    pub bounds: Bounds,
+}
+
+/// What a limit bounds.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Bounds, one at least")]
+#[group(multiple = true, required = true)]
+pub(crate) struct Bounds {
     /// Steps of a task at most
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
@@ -124,18 +141,15 @@ pub(crate) struct LimitArgs {
     /// Refuse an access whose two tenants differ or are not known
     #[arg(long)]
     pub tenant_validation_strict: bool,
-    /// Why
-    #[arg(long, short, required = true)]
-    pub reason: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LimitCommand {
     /// List the limits in force
     #[command(after_help = "\
-Example:
-  estoppel limit list --json
-  estoppel release agent:support --halt ID --reason 'the mailbox was emptied'     (ends one)")]
+Examples:
+  estoppel limit list
+  estoppel release agent:support --halt 0197... --reason 'the mailbox was emptied'     ends one")]
     List,
 }
 

@@ -106,12 +106,19 @@ pub(crate) struct RunArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Say what is wrong in a configuration file, and where
+    #[command(after_help = "\
+Examples:
+  estoppel config check
+  estoppel config check /etc/estoppel.toml")]
     Check {
         /// The file
         #[arg(default_value = "estoppel.toml")]
         file: PathBuf,
     },
     /// Print every key with its default
+    #[command(after_help = "\
+Example:
+  estoppel config show > estoppel.toml")]
     Show,
 }
 

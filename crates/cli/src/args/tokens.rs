@@ -73,6 +73,9 @@ Examples:
         data: Option<PathBuf>,
     },
     /// List the tokens: whose, until when, and when they were last used
+    #[command(after_help = "\
+Example:
+  estoppel token list")]
     List,
     /// End a token at once, with the streams that it has open
     #[command(after_help = "\
@@ -85,6 +88,11 @@ An enforcer whose token is revoked refuses everything when its lease is over.")]
         id: uuid::Uuid,
     },
     /// Make a credential by which a gateway knows an agent
+    #[command(after_help = "\
+Example:
+  estoppel token gateway --session abc123 --user alice
+
+The agent uses it as HTTPS_PROXY=http://estoppel:CREDENTIAL@127.0.0.1:7601.")]
     Gateway {
         #[command(flatten)]
         subject: SubjectArgs,
@@ -98,7 +106,7 @@ pub(crate) enum BreakGlassCommand {
 Examples:
   estoppel break-glass create --until 30d --reason 'sealed envelope' > break-glass.json
   estoppel break-glass create --until 4h --for 1h --enforcer web-3 --reason 'outage of 22 November'
-  estoppel break-glass create --until 4h --reason outage --data /var/lib/estoppel    without a server
+  estoppel break-glass create --until 4h --reason outage --data /var/lib/estoppel   without a server
 
 Halts that an enforcer knows stay in force. It works while no server gives a lease, and no longer.")]
     Create {
@@ -122,6 +130,9 @@ Halts that an enforcer knows stay in force. It works while no server gives a lea
         data: Option<PathBuf>,
     },
     /// List the files that were made or used, and by how many enforcers
+    #[command(after_help = "\
+Example:
+  estoppel break-glass list")]
     List,
 }
 

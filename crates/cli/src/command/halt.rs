@@ -1,6 +1,6 @@
 //! `halt`, `release`, `kill-task`, `block`, `limit`.
 
-use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use estoppel_api::{
     ApproveReleaseRequest, BlockRequest, Client, Durable, HaltAccepted, HaltRequest, LimitRequest,
@@ -27,23 +27,23 @@ pub(crate) async fn halt(args: HaltArgs, connect: &Connect, output: &Output) -> 
     let mut request = HaltRequest::new(scope, args.reason.unwrap_or_default());
     request.until = args.until;
     let accepted = send(&client, &request, output).await?;
-    // After the stop, never before it.
-    if plan::is_wide(&request.scope) && std::io::stderr().is_terminal() && !output.is_json() {
-        plan::afterwards(&client, request.scope, output).await;
-    }
-    if args.wait {
-        return super::wait::wait(&client, &accepted, Duration::from_secs(args.timeout), output)
-            .await;
-    }
-    output.answer(&accepted, said)?;
-    Ok(ExitCode::SUCCESS)
+    let code = if args.wait {
+        super::wait::wait(&client, &accepted, Duration::from_secs(args.timeout), output).await?
+    } else {
+        output.answer(&accepted, said)?;
+        ExitCode::SUCCESS
+    };
+    plan::afterwards(&client, request.scope, output).await;
+    Ok(code)
 }
 
 /// `estoppel kill-task` (row K10).
 pub(crate) async fn kill_task(args: KillTaskArgs, connect: &Connect, output: &Output) -> Result {
     let request = HaltRequest::new(Scope::entity(Kind::Task, args.task_id).into(), args.reason);
-    let accepted = send(&connect.client()?, &request, output).await?;
+    let client = connect.client()?;
+    let accepted = send(&client, &request, output).await?;
     output.answer(&accepted, said)?;
+    plan::afterwards(&client, request.scope, output).await;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -167,19 +167,20 @@ pub(crate) async fn limit(args: LimitArgs, connect: &Connect, output: &Output) -
         output.answer(&limits, |limits| limit_table(limits))?;
         return Ok(ExitCode::SUCCESS);
     }
+    let bounds = args.bounds;
     let request = LimitRequest {
         scope: union(args.scope)?,
         limit: Limit {
-            steps_max: args.steps,
-            wall_clock_ms_max: args.wall_clock.map(milliseconds),
-            cost_usd_max: args.cost,
-            tokens_max: args.tokens,
-            concurrency_max: args.concurrency,
-            errors_in_a_row_max: args.errors,
-            identical_calls_max: args.identical,
-            requests_per_minute: args.requests_per_minute,
-            read_only: args.read_only,
-            tenant_validation_strict: args.tenant_validation_strict,
+            steps_max: bounds.steps,
+            wall_clock_ms_max: bounds.wall_clock.map(milliseconds),
+            cost_usd_max: bounds.cost,
+            tokens_max: bounds.tokens,
+            concurrency_max: bounds.concurrency,
+            errors_in_a_row_max: bounds.errors,
+            identical_calls_max: bounds.identical,
+            requests_per_minute: bounds.requests_per_minute,
+            read_only: bounds.read_only,
+            tenant_validation_strict: bounds.tenant_validation_strict,
         },
         reason: args.reason.unwrap_or_default(),
         id: Some(OrderId::new()),

@@ -39,8 +39,9 @@ pub(crate) async fn incident(
             let report = client.text(&format!("/v1/incidents/{incident}/report")).await?;
             match file {
                 Some(file) => {
-                    std::fs::write(&file, report)?;
-                    output.note(&format!("wrote {}", file.display()));
+                    std::fs::write(&file, &report)?;
+                    let written = serde_json::json!({ "file": file, "bytes": report.len() });
+                    output.answer(&written, |_| format!("wrote {}", file.display()))?;
                 }
                 None if output.is_json() => {
                     output.answer(&serde_json::json!({ "markdown": report }), |_| String::new())?;

@@ -77,7 +77,9 @@ fn completions(shell: clap_complete::Shell, output: &Output) -> Result {
     let mut script = Vec::new();
     let mut command = <crate::args::Args as clap::CommandFactory>::command();
     clap_complete::generate(shell, &mut command, "estoppel", &mut script);
-    output.write(&String::from_utf8_lossy(&script))?;
+    let script = String::from_utf8_lossy(&script);
+    let document = serde_json::json!({ "shell": shell.to_string(), "script": script });
+    output.answer(&document, |_| script.into_owned())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,6 +1,6 @@
-//! What a halt would hit (`halt --plan`), and what a wide one has hit.
+//! What a halt would hit (`halt --plan`); what a wide one has hit, and that a name is not known.
 
-use std::{process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use estoppel_api::{Client, HaltPlan, PlanRequest, PlannedEnforcers};
 use estoppel_model::{Kind, Scope, ScopeSet};
@@ -22,21 +22,49 @@ pub(super) async fn plan(client: &Client, scope: ScopeSet, output: &Output) -> R
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether people want to know afterwards what was hit.
-pub(super) fn is_wide(scope: &ScopeSet) -> bool {
+/// Whether people want to know what was hit.
+fn is_wide(scope: &ScopeSet) -> bool {
     scope
         .iter()
         .any(|scope| matches!(scope, Scope::Global | Scope::Entity { kind: Kind::Tenant, .. }))
 }
 
-/// What a wide halt has hit, in one line. Asked for after the stop, which never waits for it; that
-/// it cannot be had is nobody's trouble.
+/// Whether each scope names somebody whom events and enforcers would name, too.
+fn names_somebody(scope: &ScopeSet) -> bool {
+    use Kind::{Agent, Session, Task, Tenant, User};
+    scope.iter().all(|scope| {
+        matches!(scope, Scope::Entity { kind: Agent | Session | Task | Tenant | User, .. })
+    })
+}
+
+/// Says of a halt that is in force what people want to know: on a terminal, what a wide one has hit;
+/// of a name that nobody knows, that it may be misspelt. Scripts ask for the plan. Asked for after
+/// the stop and its answer, which never wait for it; that it cannot be had is nobody's trouble.
 pub(super) async fn afterwards(client: &Client, scope: ScopeSet, output: &Output) {
-    let request = PlanRequest { scope };
-    let asked = tokio::time::timeout(AFTERWARDS, client.plan_halt(&request)).await;
-    if let Ok(Ok(plan)) = asked {
+    let wide = is_wide(&scope) && std::io::stderr().is_terminal();
+    let named = names_somebody(&scope);
+    if output.is_json() || !(wide || named) {
+        return;
+    }
+    let asked = tokio::time::timeout(AFTERWARDS, client.plan_halt(&PlanRequest { scope })).await;
+    let Ok(Ok(plan)) = asked else { return };
+    if named && plan.unknown {
+        output.note(&format!(
+            "note: {}; whoever comes by that name is halted all the same",
+            unknown(&plan)
+        ));
+    } else if wide {
         output.note(&format!("reached: {}", counts(&plan)));
     }
+}
+
+/// That nobody knows what the scope names, and what was probably meant.
+fn unknown(plan: &HaltPlan) -> String {
+    let meant = plan
+        .did_you_mean
+        .as_ref()
+        .map_or_else(String::new, |scope| format!(": did you mean `{scope}`?"));
+    format!("neither sessions nor enforcers know this scope{meant}")
 }
 
 fn counts(plan: &HaltPlan) -> String {
@@ -67,11 +95,7 @@ fn lines(plan: &HaltPlan) -> String {
         format!("seen since {}; what was never seen is reached all the same", plan.watched_since),
     ];
     if plan.unknown {
-        let meant = plan
-            .did_you_mean
-            .as_ref()
-            .map_or_else(String::new, |scope| format!(": did you mean `{scope}`?"));
-        lines.push(format!("neither sessions nor enforcers know this scope{meant}"));
+        lines.push(unknown(plan));
     }
     for halt in &plan.active {
         lines.push(format!(

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::stage::Server;
+use crate::stage::{Server, wait_for};
 
 fn detail(answer: &Value) -> &str {
     answer["detail"].as_str().unwrap_or_default()
@@ -175,4 +175,63 @@ fn a_wrong_allowlist_changes_nothing() {
     let server = server.crash_and_restart();
     let (_, list) = server.admin("GET", "/v1/allowlist", &Value::Null);
     assert_eq!(list["domains"], json!(["api.example.com"]));
+}
+
+/// Nothing needs to be known to be stopped: a session that nobody has seen is halted, said to be
+/// unknown, released and written about without an error.
+#[test]
+fn an_unknown_session_is_halted_told_and_released() {
+    let server = Server::start();
+    let event = json!([{ "kind": "audit", "session_id": "abc123", "tool": "fetch" }]);
+    assert_eq!(server.events(event.to_string().as_bytes()).0, 200);
+    let plan = |scope: &str| server.json(&["halt", scope, "--plan"]);
+    wait_for("the session to be seen", || {
+        (plan("session:abc123")["unknown"] == false).then_some(())
+    });
+    let unknown = plan("session:abc132");
+    assert_eq!(
+        (&unknown["unknown"], &unknown["did_you_mean"]),
+        (&json!(true), &json!("session:abc123"))
+    );
+
+    let told = |args: &[&str]| {
+        let output = server.cli(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        // A disk that is slow is told of, too.
+        let mut notes = String::from_utf8(output.stderr).unwrap();
+        notes = notes.lines().filter(|line| !line.starts_with("warning: ")).collect();
+        (String::from_utf8(output.stdout).unwrap(), notes)
+    };
+    let (answer, note) = told(&["halt", "session:abc132", "--reason", "odd"]);
+    assert!(answer.starts_with("halted session:abc132"), "{answer}");
+    assert_eq!(
+        note,
+        "note: neither sessions nor enforcers know this scope: did you mean `session:abc123`?; \
+         whoever comes by that name is halted all the same"
+    );
+    let (_, note) = told(&["kill-task", "--task-id", "nobodys"]);
+    assert!(note.contains("know this scope; whoever"), "{note}");
+    assert_eq!(told(&["halt", "session:abc123", "--reason", "odd"]).1, "", "it is known");
+    let (answer, note) = told(&["--json", "halt", "user:nobody", "--reason", "odd"]);
+    assert_eq!((serde_json::from_str::<Value>(&answer).is_ok(), note.as_str()), (true, ""));
+    let stops = || server.admin("GET", "/kill-switch?scope=session:abc132", &Value::Null).1;
+    assert_eq!(stops()["stop"], true);
+
+    let list = wait_for("the incidents", || {
+        let list = server.json(&["incident", "list"]);
+        (list.as_array().unwrap().len() == 4).then_some(list)
+    });
+    let of = |title: &str| {
+        let mut all = list.as_array().unwrap().iter();
+        all.find(|it| it["title"].as_str().unwrap().contains(title)).unwrap()["number"].clone()
+    };
+    let number = of("session:abc132");
+    let (report, _) = told(&["incident", "report", number.as_str().unwrap()]);
+    assert!(report.contains("session:abc132"), "{report}");
+    told(&["report", "it did something odd", "--session", "nobody-saw-it"]);
+
+    told(&["release", "session:abc132", "--reason", "a typing error"]);
+    assert_eq!(stops()["stop"], false);
+    let again = server.cli(&["release", "session:never-halted", "--reason", "r"]);
+    assert_eq!(again.status.code(), Some(5), "there is nothing to end");
 }

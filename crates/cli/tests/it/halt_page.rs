@@ -271,6 +271,71 @@ fn a_form_that_lacks_something_does_nothing() {
     assert_eq!(tab.confirm(&review, &[]).status, 303, "and untouched it works");
 }
 
+/// The addresses of pages, read where the router names them; what streams (`/live`) is part of one.
+fn addresses() -> Vec<String> {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/src/pages/mod.rs");
+    let text = std::fs::read_to_string(file).unwrap();
+    let named = text.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let pages: Vec<String> =
+        named.filter(|path| *path != "/" && !path.ends_with("/live")).map(str::to_owned).collect();
+    assert!(pages.len() >= 7, "{pages:?}");
+    pages
+}
+
+/// K5: from every page the button is one step away, also from those that say that something is wrong.
+#[test]
+fn every_page_links_to_the_button() {
+    let server = Server::start();
+    let mut tab = Tab::signed_in(&server, &server.admin);
+    let review = tab.review("session", "abc123", "odd");
+    let given = tab.confirm(&review, &[]);
+    let mut seen = 0;
+    let mut links = |answer: Answer, status: u16, what: &str| {
+        assert_eq!(answer.status, status, "{what}: {answer:?}");
+        assert!(answer.headers["content-type"].starts_with("text/html"), "{what}: {answer:?}");
+        assert!(answer.body.contains("<a href=\"/halt\""), "{what}: {}", answer.body);
+        seen += 1;
+    };
+    for path in addresses() {
+        let order = given.location().strip_prefix("/halts/").unwrap();
+        let path = path.replace("{id}", order);
+        for (who, answer) in
+            [("signed in", tab.get(&path)), ("a stranger", Tab::open(&server).get(&path))]
+        {
+            let status = match path.as_str() {
+                "/sign-out" => 405,
+                // Without what the form fills in.
+                "/halt/review" => 422,
+                _ => 200,
+            };
+            if answer.status == 303 {
+                let to = answer.location();
+                assert!(to == "/halt" || to.starts_with("/sign-in"), "{path}: {answer:?}");
+            } else {
+                links(answer, status, &format!("{path}, {who}"));
+            }
+        }
+    }
+    let unknown = "/halts/01890a5d-ac96-774b-bcce-b302099a8057";
+    links(tab.get(unknown), 404, unknown);
+    let review = tab.review("session", "other", "odd");
+    links(tab.confirm(&review, &[("reason", " ")]), 422, "no reason");
+    links(tab.confirm(&review, &[("form", "")]), 403, "a form of another session");
+    links(tab.confirm(&review, &[("reason", &"x".repeat(300_000))]), 400, "a huge form");
+    assert_eq!(tab.confirm(&review, &[]).status, 303);
+    links(tab.confirm(&review, &[("scope", "global")]), 409, "the same id for another halt");
+    links(tab.post("/sign-in", &[("token", "est_admin_wrong")]), 401, "a wrong token");
+    let own = tab.cookie.clone();
+    tab.cookie.clear();
+    links(tab.confirm(&review, &[]), 401, "signed out");
+    tab.cookie = own;
+    tab.origin = Some("https://attacker.example".into());
+    links(tab.confirm(&review, &[]), 403, "a foreign form");
+    tab.host = "attacker.example".into();
+    links(tab.get("/halt"), 421, "another name");
+    assert!(seen >= 15, "{seen} pages");
+}
+
 /// K5, DESIGN "Security": what a page says to the browser, and what the cookie is.
 #[test]
 fn pages_are_framed_cached_and_sniffed_by_nobody() {

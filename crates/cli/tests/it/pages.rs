@@ -175,8 +175,23 @@ fn real_the_page_on_limits_works() {
     run("docs/limits.md", SERVER);
 }
 
+/// Two agents of which one ends by itself, and folders of their own for the doors of `halt --local` and
+/// for what outlasts a run: this machine may have others.
+#[test]
+fn real_the_page_on_running_an_agent_works() {
+    let agents = "\
+for folder in /run/estoppel /var/lib/estoppel; do
+    mkdir -p $folder && mount -t tmpfs -o mode=700 tmpfs $folder || exit 98
+done
+chmod 755 .. .
+printf '#!/bin/sh\\necho done\\n' >agent.sh && chmod +x agent.sh
+estoppel run --session night-shift -- sleep 600 >night-shift.log 2>&1 &
+until ls /run/estoppel | grep -q .; do sleep 0.1; done";
+    run("docs/run.md", &format!("{SERVER}\n{agents}"));
+}
+
 /// Pages whose `console` blocks are run above.
-const RUN: [&str; 9] = [
+const RUN: [&str; 10] = [
     "README.md",
     "docs/coding-agents.md",
     "docs/drills.md",
@@ -185,11 +200,12 @@ const RUN: [&str; 9] = [
     "docs/limits.md",
     "docs/operations.md",
     "docs/release.md",
+    "docs/run.md",
     "docs/tokens.md",
 ];
 
 /// Commands that are shown and not run, by how they begin, and why.
-const NOT_RUN: [(&str, &str, &str); 13] = [
+const NOT_RUN: [(&str, &str, &str); 12] = [
     ("CONTRIBUTING.md", "./dev", "builds and tests this tree"),
     ("README.md", "./dev", "builds this tree"),
     ("docs/evidence.md", "estoppel evidence", "captures of real agents: `cli::evidence`"),
@@ -200,7 +216,6 @@ const NOT_RUN: [(&str, &str, &str); 13] = [
     ("docs/redis.md", "ACL SETUSER", "a real Redis: `cli::a_user_with_few_permissions`"),
     ("docs/release.md", "estoppel release global --halt", "an id of a halt: `cli::releases`"),
     ("docs/release.md", "estoppel release --approve", "two persons: `cli::releases`"),
-    ("docs/run.md", "$ estoppel", "an agent that is confined: `cli::run`"),
     ("docs/tokens.md", "$ systemctl", "systemd, and a folder of the system's"),
     ("docs/tokens.md", "$ estoppel token create owner", "the same: `cli::tokens`"),
 ];

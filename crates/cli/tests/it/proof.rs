@@ -214,6 +214,29 @@ fn who_dies_before_it_settles_is_named() {
     assert!(report.contains("were gone before they settled"), "{report}");
 }
 
+/// K7: an enforcer that stays and does not settle: the wait ends with a code of its own, and the halt
+/// does not.
+#[test]
+fn a_wait_that_is_over_says_who_has_not_settled() {
+    // A lease that no slow machine outlasts.
+    let server = Server::start_with("[serve]\nlease_seconds = 120");
+    let runtime = runtime();
+    let stays = unsettling(&runtime, &server);
+    wait_for_enforcers(&server, 1);
+    let waited = server.cli(&["halt", "session:a", "--reason", "r", "--wait", "--timeout", "1"]);
+    let told = String::from_utf8(waited.stdout).unwrap();
+    assert_eq!(waited.status.code(), Some(7), "{told}");
+    assert!(told.contains("NOT SETTLED: 1 of 1 enforcers have not settled"), "{told}");
+    let waited =
+        server.cli(&["--json", "halt", "session:b", "--reason", "r", "--wait", "--timeout", "0"]);
+    assert_eq!(waited.status.code(), Some(7));
+    let status: Value = serde_json::from_slice(&waited.stdout).unwrap();
+    assert_eq!((&status["expected"], &status["settled"]), (&json!(1), &json!(0)), "{status}");
+    let (_, halts) = server.admin("GET", "/v1/halts", &Value::Null);
+    assert_eq!(halts.as_array().unwrap().len(), 2, "both stay in force: {halts}");
+    stays.cancel();
+}
+
 /// K7: a server that was started again does not know to whom the one before it gave leases. It says
 /// so, and calls no halt confirmed by all before the last of them is over. Of a halt of before it
 /// tells the enforcers' own moments, and no difference of two machines' clocks.

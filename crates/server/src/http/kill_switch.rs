@@ -204,6 +204,7 @@ pub(crate) async fn block(
 
 /// Which scope is asked about.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ScopeQuery {
     /// `global` (the default) or `KIND:ID`.

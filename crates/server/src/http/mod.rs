@@ -29,6 +29,7 @@ pub(crate) mod kill_switch;
 pub(crate) mod limits;
 pub(crate) mod listener;
 mod metrics;
+mod openapi;
 pub(crate) mod problem;
 mod request_log;
 mod runs;
@@ -107,7 +108,7 @@ struct Document;
 
 /// The OpenAPI document of all addresses.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    Document::openapi()
+    openapi::completed(Document::openapi())
 }
 
 /// All addresses.
