@@ -208,6 +208,7 @@ fn time_is_looked_at_when_it_is_over() {
 
 /// R5: 200 threads at once, and never more calls under way than the bound says.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the callers' threads, not the crate's")]
 fn the_concurrency_limit_holds_under_200_threads() {
     const THREADS: usize = 200;
     const MAX: u32 = 7;
