@@ -141,12 +141,16 @@ impl Default for Gateway {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Paging {
-    /// Where to post to.
-    pub url: String,
+    /// Where to post to; this or `url_env`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The environment variable that holds the address, where knowing it is enough to post there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url_env: Option<String>,
     /// Whether to post without TLS to another machine.
     #[serde(default)]
     pub allow_plaintext: bool,
-    /// `cloudevents` (the default) or `pagerduty`.
+    /// `cloudevents` (the default), `pagerduty`, `slack` or `teams`.
     #[serde(default)]
     pub format: PageFormat,
     /// The environment variable that holds PagerDuty's routing key.
@@ -155,6 +159,13 @@ pub(crate) struct Paging {
     /// The environment variable that holds a bearer token for the webhook.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bearer_env: Option<String>,
+}
+
+impl Paging {
+    /// The environment variables that hold its secrets.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = &String> {
+        [&self.url_env, &self.routing_key_env, &self.bearer_env].into_iter().flatten()
+    }
 }
 
 /// What a page looks like.
@@ -166,6 +177,18 @@ pub(crate) enum PageFormat {
     CloudEvents,
     /// PagerDuty Events v2.
     PagerDuty,
+    /// Slack's incoming webhooks.
+    Slack,
+    /// Microsoft Teams' Workflows webhooks.
+    Teams,
+}
+
+impl PageFormat {
+    /// Whether it is a chat: people answer there by following links, and knowing the webhook's address
+    /// is enough to write into it.
+    const fn is_chat(self) -> bool {
+        matches!(self, Self::Slack | Self::Teams)
+    }
 }
 
 /// `[redis]`: the Redis that mirrors the kill switch.
@@ -243,15 +266,7 @@ impl Config {
         }
         self.public_url()?;
         if let Some(paging) = &self.paging {
-            let pagerduty = paging.format == PageFormat::PagerDuty;
-            if pagerduty && paging.routing_key_env.is_none() {
-                return Err(ConfigError::Bound {
-                    key: "paging.routing_key_env",
-                    value: "missing".to_owned(),
-                    expected: "the name of the variable that holds PagerDuty's routing key"
-                        .to_owned(),
-                });
-            }
+            self.paging(paging)?;
         }
         if let Some(redis) = &self.redis {
             let url = url::Url::parse(&redis.url);
@@ -264,6 +279,53 @@ impl Config {
                             .to_owned(),
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// Checks where pages go.
+    fn paging(&self, paging: &Paging) -> Result<(), ConfigError> {
+        let wrong = |key, value: &str, expected: &str| {
+            Err(ConfigError::Bound { key, value: value.to_owned(), expected: expected.to_owned() })
+        };
+        let chat = paging.format.is_chat();
+        match (&paging.url, &paging.url_env) {
+            (Some(_), Some(_)) => {
+                return wrong("paging.url", "given beside `paging.url_env`", "one of the two");
+            }
+            (Some(_), None) if chat => {
+                return wrong(
+                    "paging.url",
+                    "an address that is a secret",
+                    "none; name the variable that holds the webhook's address in `paging.url_env`",
+                );
+            }
+            (None, None) if chat => {
+                return wrong(
+                    "paging.url_env",
+                    "missing",
+                    "the name of the variable that holds the webhook's address",
+                );
+            }
+            (None, None) => {
+                return wrong("paging.url", "missing", "where to post to, or `paging.url_env`");
+            }
+            _ => {}
+        }
+        if chat && self.serve.public_url.is_none() {
+            return wrong(
+                "serve.public_url",
+                "missing",
+                "where people reach the pages, such as https://halt.example.com: the links in the \
+                 chat lead there",
+            );
+        }
+        if paging.format == PageFormat::PagerDuty && paging.routing_key_env.is_none() {
+            return wrong(
+                "paging.routing_key_env",
+                "missing",
+                "the name of the variable that holds PagerDuty's routing key",
+            );
         }
         Ok(())
     }
@@ -351,6 +413,19 @@ mod tests {
         check("[serve]\npublic_url = \"halt.example.com\"", "https://HOST");
         check("[egress]\nresponse = \"kill\"", "auto");
         check("[paging]\nurl = \"http://x\"\nformat = \"pagerduty\"", "routing_key_env");
+        check("[paging]\nformat = \"cloudevents\"", "paging.url_env");
+        check("[paging]\nurl = \"http://x\"\nurl_env = \"X\"", "one of the two");
+        let public = "[serve]\npublic_url = \"https://halt.example.com\"";
+        for chat in ["slack", "teams"] {
+            let with = |keys: &str| format!("{public}\n[paging]\nformat = \"{chat}\"\n{keys}");
+            check(&with(""), "paging.url_env");
+            let written = with("url = \"https://hooks.example/hunter2\"");
+            check(&written, "paging.url_env");
+            assert!(!read(&written).unwrap_err().contains("hunter2"));
+            let good = with("url_env = \"HOOK\"");
+            read(&good).unwrap();
+            check(good.strip_prefix(public).unwrap(), "serve.public_url");
+        }
         check("[redis]\nurl = \"redis://:hunter2@x\"", "password_env");
         check("[redis]\nurl = \"redis://x\"\npassword = \"x\"", "password");
         check("[serve]\ntwo_persons = [\"tenants\"]", "tenant, plugin");

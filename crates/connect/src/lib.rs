@@ -18,5 +18,5 @@ mod pager;
 
 pub use endpoint::{Endpoint, EndpointError, Plaintext};
 pub use http::{Http, HttpError, HttpLimits, HttpRequest, HttpResponse};
-pub use page::{Format, Page, PageAction, RoutingKey, RoutingKeyError};
+pub use page::{Format, HaltLink, HaltTarget, Page, PageAction, RoutingKey, RoutingKeyError};
 pub use pager::{AttemptError, Channel, PageError, Pager, Receipt, RetryPolicy, observation};

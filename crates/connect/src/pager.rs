@@ -1,6 +1,6 @@
 //! Pages over HTTP (row K2): repeated until a channel takes them, always under one key.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use estoppel_model::{EntityId, Secret, Untrusted};
 use estoppel_playbook::{Observation, journal::StepOutcome};
@@ -14,6 +14,8 @@ use crate::{Endpoint, Format, Http, HttpError, HttpRequest, HttpResponse, Page};
 
 /// Longest part of a channel's answer that is kept, in characters.
 const ANSWER_CHARS_MAX: usize = 200;
+/// Shortest part of a channel's address that is taken for a secret by itself, in bytes.
+const SECRET_PART_BYTES_MIN: usize = 16;
 
 /// A channel, from the operator's configuration.
 #[derive(Debug, Clone)]
@@ -35,8 +37,10 @@ pub struct RetryPolicy {
     pub attempts_max: u32,
     /// Time between the first two attempts; it doubles each time.
     pub backoff: Duration,
-    /// Longest time between two attempts, also where the channel asks for more.
+    /// Longest time between two attempts where the channel asks for none.
     pub backoff_max: Duration,
+    /// Longest time that a channel may ask for (`Retry-After`); of more, this much is waited.
+    pub retry_after_max: Duration,
     /// When no further attempt is begun, counted from the first.
     pub deadline: Duration,
 }
@@ -47,6 +51,7 @@ impl Default for RetryPolicy {
             attempts_max: 6,
             backoff: Duration::from_millis(500),
             backoff_max: Duration::from_secs(20),
+            retry_after_max: Duration::from_secs(60),
             deadline: Duration::from_secs(90),
         }
     }
@@ -69,7 +74,7 @@ pub struct Receipt {
 #[derive(Debug, thiserror::Error)]
 pub enum PageError {
     /// The channel refused it, and would again.
-    #[error("channel `{channel}` refused the page with status {status}: {answer:?}")]
+    #[error("channel `{channel}` refused the page with status {status}: {answer:?}{}", after(*.hint))]
     Refused {
         /// The channel.
         channel: EntityId,
@@ -77,6 +82,8 @@ pub enum PageError {
         status: u16,
         /// The start of its answer.
         answer: Untrusted<String>,
+        /// What can be done about it, where that is known.
+        hint: Option<&'static str>,
         /// How many attempts were made.
         attempts: u32,
     },
@@ -117,6 +124,10 @@ pub enum AttemptError {
     /// The body or a header could not be made.
     #[error("the page cannot be written: {0}")]
     Body(&'static str),
+}
+
+fn after(hint: Option<&str>) -> String {
+    hint.map_or_else(String::new, |hint| format!("; {hint}"))
 }
 
 impl PageError {
@@ -191,11 +202,11 @@ impl Pager {
                     });
                 }
                 Attempt::Refused(answer) => {
-                    let (status, answer) = (answer.status, self.clean(&answer.body));
                     return Err(PageError::Refused {
                         channel: channel(),
-                        status,
-                        answer,
+                        status: answer.status,
+                        answer: self.clean(&answer.body),
+                        hint: self.channel.format.hint(&answer),
                         attempts,
                     });
                 }
@@ -220,9 +231,10 @@ impl Pager {
     /// The time before the next attempt: what the channel asks for, else the backoff; bounded.
     fn pause(&self, attempts: u32, after: Option<Duration>) -> Duration {
         let doubled = 1_u32 << attempts.saturating_sub(1).min(16);
-        after
-            .unwrap_or_else(|| self.retry.backoff.saturating_mul(doubled))
-            .min(self.retry.backoff_max)
+        match after {
+            Some(after) => after.min(self.retry.retry_after_max),
+            None => self.retry.backoff.saturating_mul(doubled).min(self.retry.backoff_max),
+        }
     }
 
     async fn attempt(&self, page: &Page) -> Attempt {
@@ -247,7 +259,8 @@ impl Pager {
         let request = HttpRequest { method: Method::POST, endpoint, segments: &[], headers, body };
         match self.http.send(request).await {
             Ok(answer) => match answer.status {
-                200..=299 => Attempt::Taken(answer),
+                200..=299 if self.channel.format.takes(&answer) => Attempt::Taken(answer),
+                200..=299 => Attempt::Refused(answer),
                 // Too early, too many, took too long: 4xx that ask to try again.
                 408 | 425 | 429 => Attempt::Again {
                     error: AttemptError::Busy { status: answer.status },
@@ -274,12 +287,18 @@ impl Pager {
         let mut text = String::from_utf8_lossy(body).into_owned();
         let routing_key = match &self.channel.format {
             Format::PagerDuty { routing_key } => Some(routing_key.expose()),
-            Format::Generic => None,
+            Format::Generic | Format::Slack | Format::Teams => None,
         };
         let token = self.channel.token.as_ref().map(|token| token.expose().as_str());
-        let path = Some(self.channel.endpoint.url().path()).filter(|path| path.len() > 1);
-        for secret in [routing_key, token, path].into_iter().flatten().filter(|it| !it.is_empty()) {
-            text = text.replace(secret, "[secret]");
+        let url = self.channel.endpoint.url();
+        let path = Some(url.path()).filter(|path| path.len() > 1);
+        let whole = [routing_key, token, path, url.query()].into_iter().flatten();
+        // A part of the address can be what makes it one that nobody guesses.
+        let parts = url.path().split('/').map(Cow::Borrowed);
+        let values = url.query_pairs().map(|(_, value)| value);
+        let parts = parts.chain(values).filter(|part| part.len() >= SECRET_PART_BYTES_MIN);
+        for secret in whole.map(Cow::Borrowed).filter(|it| !it.is_empty()).chain(parts) {
+            text = text.replace(&*secret, "[secret]");
         }
         Untrusted::new(text.chars().take(ANSWER_CHARS_MAX).collect())
     }

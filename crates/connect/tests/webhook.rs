@@ -148,6 +148,7 @@ fn retry() -> RetryPolicy {
         attempts_max: 3,
         backoff: Duration::from_millis(10),
         backoff_max: Duration::from_millis(50),
+        retry_after_max: Duration::from_millis(50),
         deadline: Duration::from_secs(20),
     }
 }
@@ -163,6 +164,8 @@ fn page() -> Page {
         severity: Severity::Critical,
         summary: Untrusted::new("data went to collector.example".to_owned()),
         url: None,
+        incident_url: None,
+        halt: None,
         dedup_key: "run/1/4".to_owned(),
         checkpoint: None,
         at: "2026-02-05T03:00:00Z".parse().unwrap(),

@@ -34,7 +34,7 @@ use crate::{
     switchboard::{Given, Switchboard, Word},
 };
 use bodies::{confirmed, halted, opened_by};
-pub(crate) use paging::Page;
+pub(crate) use paging::{Page, form_to_halt};
 
 /// Most enforcers that are recorded as silent.
 const SILENT_MAX: usize = 1_000;

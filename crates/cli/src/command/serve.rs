@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{enforcer, hidden, supervisor, watchdog::Watchdog};
 use crate::{
     args::{ConfigCommand, ServeArgs},
-    config::{Config, ConfigError, PageFormat, Response},
+    config::{Config, ConfigError, PageFormat, Paging, Response},
     error::{CommandError, Exit, Result},
     output::Output,
     span::Span,
@@ -283,12 +283,18 @@ pub(super) fn pager(config: &Config) -> Result<Option<Pager>> {
             let routing_key = RoutingKey::new(key).map_err(|error| usage(error.into()))?;
             ("pagerduty", Format::PagerDuty { routing_key })
         }
+        PageFormat::Slack => ("slack", Format::Slack),
+        PageFormat::Teams => ("teams", Format::Teams),
+    };
+    let url = match secret("paging.url_env", paging.url_env.as_ref())? {
+        Some(url) => url,
+        None => Secret::new(paging.url.clone().unwrap_or_default()),
     };
     let plaintext =
         if paging.allow_plaintext { Plaintext::Allowed } else { Plaintext::LoopbackOnly };
     let channel = Channel {
         name: EntityId::new(name).map_err(|error| usage(error.into()))?,
-        endpoint: Endpoint::parse(&paging.url, plaintext).map_err(|error| usage(error.into()))?,
+        endpoint: Endpoint::parse(url.expose(), plaintext).map_err(|error| usage(error.into()))?,
         format,
         token: secret("paging.bearer_env", paging.bearer_env.as_ref())?,
     };
@@ -316,8 +322,11 @@ impl GatewayChild {
         for line in &self.config.gateway.resolve {
             command.args([OsString::from("--resolve"), line.into()]);
         }
+        // None of these secrets is a gateway's business.
+        for variable in self.config.paging.iter().flat_map(Paging::variables) {
+            command.env_remove(variable);
+        }
         command
-            // It may hold a password, and is none of a gateway's business.
             .env_remove("ESTOPPEL_REDIS")
             .env_remove("ESTOPPEL_CA")
             .env("ESTOPPEL_URL", &self.url)

@@ -188,6 +188,8 @@ impl Watch {
             severity: Severity::Critical,
             summary: Untrusted::new(summary),
             url: None,
+            incident_url: None,
+            halt: None,
             dedup_key: self.dedup_key.clone(),
             checkpoint: None,
             at: SystemClock.now(),

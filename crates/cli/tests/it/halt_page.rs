@@ -14,14 +14,14 @@ use crate::stage::{PATIENCE, Server, break_ledger, sha256_hex, wait_for};
 
 /// What came back.
 #[derive(Debug)]
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub status: u16,
     headers: HashMap<String, String>,
-    body: String,
+    pub body: String,
 }
 
 impl Answer {
-    fn location(&self) -> &str {
+    pub(crate) fn location(&self) -> &str {
         self.headers.get("location").map_or("", String::as_str)
     }
 
@@ -35,7 +35,7 @@ impl Answer {
 }
 
 /// A browser's tab: it keeps its cookie and says where its forms come from.
-struct Tab<'a> {
+pub(crate) struct Tab<'a> {
     server: &'a Server,
     host: String,
     origin: Option<String>,
@@ -43,23 +43,23 @@ struct Tab<'a> {
 }
 
 impl<'a> Tab<'a> {
-    fn open(server: &'a Server) -> Self {
+    pub(crate) fn open(server: &'a Server) -> Self {
         let host = server.address().to_owned();
         Self { server, origin: Some(format!("http://{host}")), host, cookie: String::new() }
     }
 
-    fn signed_in(server: &'a Server, token: &str) -> Self {
+    pub(crate) fn signed_in(server: &'a Server, token: &str) -> Self {
         let mut tab = Self::open(server);
         let answer = tab.post("/sign-in", &[("token", token), ("next", "/halt")]);
         assert_eq!((answer.status, answer.location()), (303, "/halt"), "{answer:?}");
         tab
     }
 
-    fn get(&mut self, path: &str) -> Answer {
+    pub(crate) fn get(&mut self, path: &str) -> Answer {
         self.send("GET", path, None)
     }
 
-    fn post(&mut self, path: &str, fields: &[(&str, &str)]) -> Answer {
+    pub(crate) fn post(&mut self, path: &str, fields: &[(&str, &str)]) -> Answer {
         let body: Vec<String> =
             fields.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
         self.send("POST", path, Some(&body.join("&")))
@@ -97,7 +97,7 @@ impl<'a> Tab<'a> {
     }
 
     /// The first action: the form's ids, then what it will hit.
-    fn review(&mut self, kind: &str, name: &str, reason: &str) -> Answer {
+    pub(crate) fn review(&mut self, kind: &str, name: &str, reason: &str) -> Answer {
         let form = self.get("/halt");
         assert_eq!(form.status, 200, "{form:?}");
         let path = format!(
@@ -137,7 +137,7 @@ fn encoded(text: &str) -> String {
         .collect()
 }
 
-fn halts(server: &Server) -> Vec<serde_json::Value> {
+pub(crate) fn halts(server: &Server) -> Vec<serde_json::Value> {
     let (status, halts) = server.send(&server.admin, "GET", "/v1/halts", b"");
     assert_eq!(status, 200, "{halts}");
     halts.as_array().unwrap().clone()
@@ -197,6 +197,8 @@ fn no_address_changes_anything_when_it_is_opened() {
         "/sign-in?next=/halt",
         "/sign-out",
         "/halt/live",
+        "/i/IR-2026-001",
+        "/i/nothing",
     ] {
         tab.get(path);
         tab.get(&format!("{path}{}{all}", if path.contains('?') { '&' } else { '?' }));

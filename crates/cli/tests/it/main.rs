@@ -11,6 +11,7 @@
 mod backup;
 mod bad_input;
 mod break_glass;
+mod chat;
 mod commands;
 mod contract;
 mod demo;

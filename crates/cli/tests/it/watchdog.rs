@@ -20,6 +20,14 @@ const LEASE: Duration = Duration::from_secs(6);
 
 /// A channel that takes every page and hands it on.
 pub(crate) fn channel() -> (String, Receiver<Value>) {
+    channel_answering("202 Accepted", "")
+}
+
+/// A channel that hands every page on and answers it so.
+pub(crate) fn channel_answering(
+    status: &'static str,
+    body: &'static str,
+) -> (String, Receiver<Value>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let (pages, taken) = sync_channel(100);
@@ -34,13 +42,15 @@ pub(crate) fn channel() -> (String, Receiver<Value>) {
                 }
                 line.clear();
             }
-            let mut body = vec![0; length];
-            if reader.read_exact(&mut body).is_err() {
+            let mut page = vec![0; length];
+            if reader.read_exact(&mut page).is_err() {
                 continue;
             }
-            let answer = b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-            let _ = reader.get_mut().write_all(answer);
-            let _ = pages.send(serde_json::from_slice(&body).unwrap());
+            let length = body.len();
+            let head = format!("content-length: {length}\r\nconnection: close");
+            let answer = format!("HTTP/1.1 {status}\r\n{head}\r\n\r\n{body}");
+            let _ = reader.get_mut().write_all(answer.as_bytes());
+            let _ = pages.send(serde_json::from_slice(&page).unwrap());
         }
     });
     (url, taken)

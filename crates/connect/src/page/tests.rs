@@ -11,6 +11,8 @@ fn page(summary: &str) -> Page {
         severity: Severity::High,
         summary: Untrusted::new(summary.to_owned()),
         url: Some(Url::parse("https://estoppel.example/incidents/IR-2026-001").unwrap()),
+        incident_url: None,
+        halt: None,
         dedup_key: "incident/01890a5d".to_owned(),
         checkpoint: Some("estoppel/ledger\n12\nabc=\n".to_owned()),
         at: "2026-02-05T03:00:00Z".parse().unwrap(),

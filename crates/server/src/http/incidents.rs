@@ -27,10 +27,9 @@ const TITLE_BYTES_MAX: usize = 500;
 /// Longest note, description or reason, in bytes.
 const TEXT_BYTES_MAX: usize = 64 * 1024;
 
-/// The incident of a number or an id.
-pub(crate) fn find(server: &Server, name: &str) -> Result<IncidentView, Failure> {
-    server.journal().ledger()?;
-    let found = server.journal().read(|state| {
+/// The incident of a number or an id, as far as the ledger was read.
+pub(crate) fn known(server: &Server, name: &str) -> Option<IncidentView> {
+    server.journal().read(|state| {
         if let Ok(number) = name.parse::<IncidentNumber>() {
             state.incidents.numbered(number).cloned()
         } else if let Ok(id) = name.parse::<IncidentId>() {
@@ -38,8 +37,13 @@ pub(crate) fn find(server: &Server, name: &str) -> Result<IncidentView, Failure>
         } else {
             None
         }
-    });
-    found.ok_or_else(|| {
+    })
+}
+
+/// The incident of a number or an id.
+pub(crate) fn find(server: &Server, name: &str) -> Result<IncidentView, Failure> {
+    server.journal().ledger()?;
+    known(server, name).ok_or_else(|| {
         Failure::NotFound(format!(
             "there is no incident {}: expected a number such as IR-2026-001, or an id",
             estoppel_model::text::quoted(name)

@@ -24,7 +24,7 @@ pub(crate) mod extract;
 mod halted;
 pub(crate) mod health;
 mod holds;
-mod incidents;
+pub(crate) mod incidents;
 pub(crate) mod kill_switch;
 pub(crate) mod limits;
 pub(crate) mod listener;

@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
-use estoppel_connect::{Page as Message, PageAction, PageError};
+use estoppel_connect::{HaltLink, HaltTarget, Page as Message, PageAction, PageError};
 use estoppel_incident::{
     IncidentView,
     record::{Opened, PageResult, Paged},
 };
-use estoppel_model::{IncidentId, IncidentNumber, OrderId, Severity, Untrusted};
+use estoppel_model::{IncidentId, IncidentNumber, Kind, OrderId, Scope, Severity, Untrusted};
 use estoppel_playbook::journal::StepOutcome;
 
 use super::{Incidents, bodies::concerns};
-use crate::{metrics::PageOutcome, pages::address};
+use crate::{
+    metrics::PageOutcome,
+    pages::{address, short_address},
+};
 
 /// How long a page waits for the ledger to give the incident its number.
 const NUMBER_WAIT: Duration = Duration::from_millis(300);
@@ -27,32 +30,47 @@ pub(crate) struct Page {
     pub subject: String,
     /// The page of ours that it leads to: of a halt, or where one is given.
     pub place: String,
+    /// The form that halts what it concerns.
+    pub form: Form,
+}
+
+/// The form for a halt, filled in.
+#[derive(Debug, Clone)]
+pub(crate) struct Form {
+    /// Its address here.
+    pub place: String,
+    /// What is filled in.
+    target: HaltTarget,
 }
 
 impl Page {
     /// A page about an incident that the ledger has.
     pub(crate) fn of(view: &IncidentView) -> Self {
         let opened = &view.opened.body;
+        let form = form_to_halt(opened);
         Self {
             incident: opened.id,
             number: Some(view.number),
             severity: opened.severity,
             summary: opened.title.clone(),
             subject: concerns(opened),
-            place: latest_halt(view).map_or_else(|| place_to_halt(opened), place_of),
+            place: latest_halt(view).map_or_else(|| form.place.clone(), place_of),
+            form,
         }
     }
 
     /// A page about an incident that is on its way to the ledger.
     pub(crate) fn ahead(opened: &Opened, asks: bool) -> Self {
         let question = if asks { "Decide whether to halt: " } else { "" };
+        let form = form_to_halt(opened);
         Self {
             incident: opened.id,
             number: None,
             severity: opened.severity,
             summary: Untrusted::new(format!("{question}{}", opened.title.raw())),
             subject: concerns(opened),
-            place: place_to_halt(opened),
+            place: form.place.clone(),
+            form,
         }
     }
 
@@ -112,12 +130,18 @@ impl Incidents {
         };
         let dedup_key = format!("estoppel/{}", page.incident);
         let checkpoint = self.0.journal.ledger().ok().map(|ledger| ledger.checkpoint().to_string());
+        let at_ours = |place: &str| format!("{}{place}", self.0.url).parse().ok();
+        // Without a number the ledger may not know of it when somebody follows the link.
+        let lasting = page.number.map(|number| short_address(&number.to_string()));
+        let Form { place: form, target } = page.form;
         let message = Message {
             incident: page.incident,
             number: page.number,
             severity: page.severity,
             summary: page.summary,
-            url: format!("{}{}", self.0.url, page.place).parse().ok(),
+            url: at_ours(&page.place),
+            incident_url: at_ours(lasting.as_ref().unwrap_or(&page.place)),
+            halt: at_ours(&form).map(|url| HaltLink { url, target }),
             dedup_key: dedup_key.clone(),
             checkpoint,
             at: self.0.clock.now(),
@@ -174,10 +198,20 @@ fn place_of(order: OrderId) -> String {
 }
 
 /// Where what an incident concerns can be halted: the form is filled in, and nothing more is done.
-fn place_to_halt(opened: &Opened) -> String {
-    let session = opened.subject.session.as_ref().map(|session| format!("session:{session}"));
-    match opened.scope.as_ref().map(ToString::to_string).or(session) {
-        Some(scope) => address("/halt", &[("scope", &scope)]),
-        None => "/halt".to_owned(),
+pub(crate) fn form_to_halt(opened: &Opened) -> Form {
+    let scope = match &opened.scope {
+        Some(scopes) => match scopes.iter().as_slice() {
+            [one] => Some(one.clone()),
+            // The form takes one; the halt's own page shows them all.
+            _ => None,
+        },
+        None => opened.subject.session.clone().map(|id| Scope::entity(Kind::Session, id)),
+    };
+    let Some(scope) = scope else {
+        return Form { place: "/halt".to_owned(), target: HaltTarget::Open };
+    };
+    Form {
+        place: address("/halt", &[("scope", &scope.to_string())]),
+        target: scope.kind().map_or(HaltTarget::Everything, HaltTarget::One),
     }
 }

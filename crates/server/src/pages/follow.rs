@@ -13,6 +13,7 @@ use estoppel_model::{EntityId, IncidentNumber, Order, OrderBody, OrderId};
 use super::{
     Frame, page,
     problem::{self, Link},
+    short::short_address,
     view::{HaltView, Moment, Shown, Tone, durable},
     visitor::Visitor,
 };
@@ -39,13 +40,21 @@ struct Other {
     by: Shown,
 }
 
+/// The incident that the halt belongs to.
+#[derive(Debug)]
+struct Belongs {
+    number: IncidentNumber,
+    /// Its lasting address, to be handed on.
+    link: String,
+}
+
 /// What is known of the halt by now.
 #[derive(Debug)]
 struct Known {
     halt: HaltView,
     others: Vec<Other>,
     release: Option<ReleaseView>,
-    incident: Option<IncidentNumber>,
+    incident: Option<Belongs>,
     durable: &'static str,
     /// Nothing more is to be expected soon.
     settled: bool,
@@ -88,6 +97,10 @@ impl Known {
                 reason: Shown::text(entry.body.reason.raw()),
             });
             (Some(view.number), release)
+        });
+        let incident = incident.map(|number| {
+            let link = visitor.whole(server, &short_address(&number.to_string()));
+            Belongs { number, link }
         });
         let others = others
             .iter()

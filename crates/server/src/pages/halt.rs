@@ -142,6 +142,8 @@ struct Review {
     order: OrderId,
     seal: String,
     change: String,
+    /// The filled form, to be handed on.
+    link: String,
 }
 
 /// What a form of a halt says, read strictly.
@@ -195,6 +197,7 @@ pub(super) async fn review(State(server): State<Server>, visitor: Visitor) -> Re
     };
     let Hits { facts, sessions, more_sessions, gaps, warnings } = hits;
     let scope_raw = asked.scope.to_string();
+    let change = address("/halt", &[("scope", &scope_raw), ("reason", &asked.reason)]);
     let template = Review {
         frame: Frame::new(&server, Some(&visitor), "review", "Halt?"),
         scope: Shown::name(&scope_raw),
@@ -207,7 +210,8 @@ pub(super) async fn review(State(server): State<Server>, visitor: Visitor) -> Re
         form: visitor.key.form_token(),
         order: asked.order,
         seal: asked.seal,
-        change: address("/halt", &[("scope", &scope_raw), ("reason", &asked.reason)]),
+        link: visitor.whole(&server, &change),
+        change,
         scope_raw,
         reason_raw: asked.reason,
     };

@@ -18,6 +18,7 @@ mod overview;
 mod problem;
 mod release;
 pub(crate) mod sessions;
+mod short;
 mod sign_in;
 pub(crate) mod site;
 mod view;
@@ -44,6 +45,7 @@ use crate::Server;
 pub(crate) use self::{
     form::address,
     overview::Views,
+    short::short_address,
     sign_in::{Wrong, keep_sessions},
 };
 
@@ -66,6 +68,7 @@ pub(crate) fn router() -> Router<Server> {
         .route("/halts", get(overview::watch))
         .route("/halts/{id}", get(follow::show))
         .route("/halts/{id}/live", get(follow::live))
+        .route("/i/{incident}", get(short::lead))
         .route("/release", get(release::show).post(release::confirm))
         .route("/sign-in", get(sign_in::show).post(sign_in::sign_in))
         .route("/sign-out", post(sign_in::sign_out))

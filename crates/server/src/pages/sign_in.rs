@@ -78,7 +78,7 @@ fn form(server: &Server, next: &str, problem: Option<String>) -> SignIn {
 fn local(next: &str) -> &str {
     let path = next.split(['?', '#']).next().unwrap_or_default();
     let ours = ["/halt", "/halts", "/release"].contains(&path)
-        || ["/halt/", "/halts/"].iter().any(|folder| path.starts_with(folder));
+        || ["/halt/", "/halts/", "/i/"].iter().any(|folder| path.starts_with(folder));
     let plain = next.len() <= NEXT_BYTES_MAX
         && next.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\');
     if ours && plain { next } else { "/halt" }

@@ -105,6 +105,11 @@ impl Site {
         Err(SiteError::Unknown { host: estoppel_model::text::quoted(authority.as_str()) })
     }
 
+    /// Where this site is: scheme, host and port.
+    pub(crate) fn address(&self) -> String {
+        format!("{}://{}", if self.https { "https" } else { "http" }, self.authority)
+    }
+
     /// Whether a form was sent by a page of this site: browsers say so with every POST.
     ///
     /// A proxy may hand requests on under an address of its own, so the public address counts, too.

@@ -38,6 +38,13 @@ impl Visitor {
         Caller(self.identity.clone())
     }
 
+    /// An address of ours as it is handed on, in a chat for instance: under the public name, else
+    /// under the one by which they came.
+    pub(crate) fn whole(&self, server: &Server, address: &str) -> String {
+        let public = server.config().public_url.as_ref().map(ToString::to_string);
+        format!("{}{address}", public.unwrap_or_else(|| self.site.address()))
+    }
+
     /// Whether they may do what needs this role.
     pub(crate) fn may(&self, role: Role) -> bool {
         self.identity.role.is_personal() && self.identity.role >= role
