@@ -421,10 +421,15 @@ async fn what_strangers_wrote_is_inert_in_a_chat() {
             let page = Page { summary: Untrusted::new(text.to_owned()), ..page() };
             chat.pager.page(&page).await.unwrap();
             let shown = texts(&chat.last()).join("\n");
-            let plain = shown.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&");
+            let plain = match format {
+                Format::Slack => {
+                    shown.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+                }
+                _ => shown,
+            };
             // Teams' runs have their braces apart.
-            let plain = plain.replace("{ {", "{{").replace("{ {", "{{");
-            let told = page.summary.inline(1_024);
+            let joined = |text: &str| text.replace("{ {", "{{").replace("{ {", "{{");
+            let (plain, told) = (joined(&plain), joined(&page.summary.inline(1_024)));
             let whole = plain.contains(told.trim_end());
             assert!(whole, "{format}: it is told as it was written: {told}: {plain}");
         }
