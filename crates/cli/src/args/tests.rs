@@ -152,7 +152,7 @@ fn the_limits_usage_and_its_bounds() {
     let usage = "Usage: estoppel limit <SCOPE>... --reason <REASON> <BOUND>... [OPTIONS]\n       estoppel limit list\n";
     assert!(said.contains(usage), "{said}");
     let places: Vec<_> =
-        ["\nArguments:", "--reason <", "\nBounds, one at least:", "--steps <", COMMON]
+        ["\nArguments:", "-r, --reason <", "\nBounds, one at least:", "   --steps <", COMMON]
             .map(|part| said.find(part).unwrap())
             .into();
     assert!(places.is_sorted(), "{said}");

@@ -308,6 +308,8 @@ fn every_page_links_to_the_button() {
                 "/sign-out" => 405,
                 // Without what the form fills in.
                 "/halt/review" => 422,
+                // No incident's number.
+                "/i/{incident}" => 404,
                 _ => 200,
             };
             if answer.status == 303 {
